@@ -1,0 +1,1 @@
+"""One script a dataset family, runnable by path and as `nnunet-qa convert SOURCE`."""

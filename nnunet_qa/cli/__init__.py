@@ -1,0 +1,1 @@
+"""The `nnunet-qa` command; no logic that the library lacks."""

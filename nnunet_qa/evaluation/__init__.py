@@ -1,0 +1,1 @@
+"""Measures against ground truth: of segmentations, and of the quality scores themselves."""

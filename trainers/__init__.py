@@ -1,0 +1,1 @@
+"""The trainers that `nnUNetv2_train -tr` finds through `external/`."""
