@@ -16,7 +16,7 @@ from nnunet_qa.files import storage_error
 
 app = typer.Typer(
     name="nnunet-qa",
-    help="Few annotations, many scans: which scans to annotate next and which predictions to trust, on top of nnU-Net v2.",
+    help="Few annotations, many scans: what to annotate next, which predictions to trust. On top of nnU-Net v2.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
