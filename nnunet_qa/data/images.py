@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from skimage import io
+from skimage.io import imread, imsave
 
 from nnunet_qa.errors import ImageError
 from nnunet_qa.files import replacing
@@ -39,7 +39,7 @@ def read_picture(path: Path) -> np.ndarray:
         ImageError: the file is missing, truncated or no picture.
     """
     try:
-        picture = np.asarray(io.imread(path))
+        picture = np.asarray(imread(path))
     except Exception as error:
         raise _unreadable(path, error) from error
     if picture.ndim == 3 and picture.shape[-1] in (3, 4):
@@ -79,7 +79,7 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry | None = None)
     with replacing(path) as temporary:
         try:
             if path.name.endswith(NATURAL_ENDINGS):
-                io.imsave(temporary, array, check_contrast=False)
+                imsave(temporary, array, check_contrast=False)
             else:
                 image = sitk.GetImageFromArray(array)
                 if geometry is not None:

@@ -1,0 +1,290 @@
+"""Predict a folder and write `quality.csv`: resumable, in parts, with constant memory.
+
+nnU-Net's export processes write files in place, so they write into `.partial/`; a file that can be read there is moved
+to its place, also by the next run after a kill. The scores of each case lie in `.quality/<case>.json`; when all cases
+of the input folder have theirs, they are merged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_qa import __version__
+from nnunet_qa.cases import FILE_NAME as CASES
+from nnunet_qa.cases import CaseTable
+from nnunet_qa.data.paths import read_json
+from nnunet_qa.data.pool import case_files
+from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError
+from nnunet_qa.files import make_folder, remove_leftovers, storage_error, write_json
+from nnunet_qa.inference.predictor import CaseQuality, QAPredictor
+from nnunet_qa.quality.table import FILE_NAME as QUALITY
+from nnunet_qa.quality.table import write_quality
+
+logger = logging.getLogger(__name__)
+
+PARTIAL, ROWS, SECOND, RECORD = ".partial", ".quality", "second_output", "qa_score.json"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How to predict; the names are those of `nnUNetv2_predict`.
+
+    Attributes:
+        folds: folds whose logits are averaged; empty for all that are there.
+        checkpoint: name of the checkpoint file in each fold.
+        step_size: step of the sliding window as a part of the patch, in (0, 1].
+        mirroring: test-time mirroring.
+        save_probabilities: also write `.npz` with the class probabilities.
+        save_second: also write the second output's segmentation into `second_output/`.
+        num_parts: how many runs share the folder.
+        part_id: which of them this is, from 0.
+        processes: background processes for preprocessing and as many for export.
+        previous_stage: folder of the previous stage's predictions, for the cascade.
+    """
+
+    folds: tuple[str, ...] = ()
+    checkpoint: str = "checkpoint_final.pth"
+    step_size: float = 0.5
+    mirroring: bool = True
+    save_probabilities: bool = False
+    save_second: bool = False
+    num_parts: int = 1
+    part_id: int = 0
+    processes: int = field(default=2)
+    previous_stage: str | None = None
+
+
+def score_folder(
+    model_folder: Path,
+    images: Path,
+    output: Path,
+    options: ScoreOptions,
+    *,
+    device: torch.device,
+    overwrite: bool = False,
+    role: str = "",
+    cases: CaseTable | None = None,
+    show_progress: bool = True,
+) -> Path | None:
+    """Predict every case of a folder and score it.
+
+    Args:
+        model_folder: `nnUNet_results/DatasetXXX/<trainer>__<plans>__<configuration>`.
+        images: folder of images named as nnU-Net wants them.
+        output: segmentations, `quality.csv` and what nnU-Net's own commands need beside predictions.
+        options: how to predict.
+        device: where to compute.
+        overwrite: predict everything again; otherwise go on where an earlier run stopped.
+        role: role written into the table where `cases` does not know better.
+        cases: case table that gives each case its role.
+        show_progress: show nnU-Net's progress bars.
+
+    Returns:
+        `quality.csv`, or None while other parts still have cases to score.
+
+    Raises:
+        ModelError: the model or a fold is missing, or has one output only.
+        DatasetError: no case in the folder, or another model's predictions in `output`.
+        ImageError: an image cannot be read or holds NaN; all cases done so far are kept.
+        StorageError: the disk is full or read-only.
+    """
+    dataset_json, folds = _check_model(model_folder, options)
+    found = case_files(images, dataset_json["file_ending"], len(dataset_json["channel_names"]))
+    if not found:
+        raise DatasetError(f"{images}: no image named like case_0000{dataset_json['file_ending']} in this folder")
+    if not 0 <= options.part_id < options.num_parts:
+        raise DatasetError(f"part {options.part_id} of {options.num_parts} does not exist; parts count from 0")
+    roles = dict(zip(cases.frame["case_id"], cases.frame["role"], strict=True)) if cases is not None else {}
+    run = _Run(output, dataset_json["file_ending"], options, roles, role)
+    run.begin(model_folder, folds, overwrite=overwrite)
+    todo = [case for case in sorted(found)[options.part_id :: options.num_parts] if not run.is_done(case)]
+    if todo:
+        predictor = _predictor(model_folder, folds, options, device, show_progress=show_progress)
+        run.predict(predictor, {case: found[case] for case in todo})
+    return run.merge(sorted(found), model_folder)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The files of one scoring run."""
+
+    output: Path
+    ending: str
+    options: ScoreOptions
+    roles: dict[str, str]
+    default_role: str
+
+    @property
+    def partial(self) -> Path:
+        return self.output / PARTIAL / str(self.options.part_id)
+
+    def begin(self, model_folder: Path, folds: tuple[str, ...], *, overwrite: bool) -> None:
+        kept = ("checkpoint", "step_size", "mirroring", "save_probabilities", "save_second")
+        settings = {key: value for key, value in asdict(self.options).items() if key in kept}
+        record = {"nnunet_qa": __version__, "model": os.fspath(model_folder), "folds": list(folds), **settings}
+        path = self.output / RECORD
+        if overwrite and path.is_file():
+            for name in (PARTIAL, ROWS, SECOND):
+                shutil.rmtree(self.output / name, ignore_errors=True)
+            path.unlink()
+        if path.is_file() and (old := read_json(path)) != record:
+            changed = sorted(key for key in {*old, *record} if old.get(key) != record.get(key))
+            raise DatasetError(
+                f"{self.output}: holds other predictions ({', '.join(changed)}); choose another -o or --overwrite"
+            )
+        for folder in (self.output / ROWS, self.partial):
+            make_folder(folder)
+            remove_leftovers(folder)
+        if not path.is_file():
+            write_json(path, record)
+        self.rescue()
+
+    def files(self, folder: Path, case: str) -> list[Path]:
+        """All files of a predicted case, the one that nnU-Net writes last at the end."""
+        names = [f"{case}.npz", f"{case}.pkl"] if self.options.save_probabilities else []
+        return [folder / name for name in (*names, f"{case}{self.ending}")]
+
+    def is_done(self, case: str) -> bool:
+        second = [self.output / SECOND / f"{case}{self.ending}"] if self.options.save_second else []
+        needed = [self.output / ROWS / f"{case}.json", *self.files(self.output, case), *second]
+        return all(path.is_file() for path in needed)
+
+    def rescue(self) -> None:
+        """Move what is complete from `.partial` to its place; drop the rest."""
+        for folder, target in ((self.partial, self.output), (self.partial / SECOND, self.output / SECOND)):
+            for path in sorted(folder.glob(f"*{self.ending}")) if folder.is_dir() else []:
+                case = path.name[: -len(self.ending)]
+                if _is_readable(path):
+                    make_folder(target)
+                    sources = [path] if target.name == SECOND else self.files(folder, case)
+                    for source in sources:
+                        if source.is_file():
+                            os.replace(source, target / source.name)
+        shutil.rmtree(self.partial)
+        make_folder(self.partial)
+
+    def predict(self, predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
+        if self.options.save_second:
+            make_folder(self.partial / SECOND)
+            predictor.second_output_name = lambda name: os.path.join(self.partial, SECOND, os.path.basename(name))
+        predictor.on_case = self._write_rows
+        previous = self.options.previous_stage
+        try:
+            predictor.predict_from_files(
+                [[os.fspath(path) for path in paths] for paths in found.values()],
+                [os.fspath(self.partial / case) for case in found],
+                save_probabilities=self.options.save_probabilities,
+                overwrite=True,
+                num_processes_preprocessing=self.options.processes,
+                num_processes_segmentation_export=self.options.processes,
+                folder_with_segs_from_prev_stage=previous,
+            )
+        except NnunetQAError:
+            raise
+        except Exception as error:
+            _name_culprit(predictor, found)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise storage_error(self.output, error) from error
+            raise
+        finally:
+            self.rescue()
+
+    def _write_rows(self, quality: CaseQuality) -> None:
+        role = self.roles.get(quality.case_id, self.default_role)
+        write_json(self.output / ROWS / f"{quality.case_id}.json", quality.rows(role))
+
+    def merge(self, cases: list[str], model_folder: Path) -> Path | None:
+        missing = [case for case in cases if not self.is_done(case)]
+        if missing:
+            logger.warning("%d of %d cases are still to be scored by other parts", len(missing), len(cases))
+            return None
+        rows: list[dict[str, Any]] = []
+        for case in cases:
+            rows += json.loads((self.output / ROWS / f"{case}.json").read_text(encoding="utf-8"))
+        for name in ("dataset.json", "plans.json"):
+            write_json(self.output / name, read_json(model_folder / name))
+        write_quality(self.output / QUALITY, pd.DataFrame(rows))
+        shutil.rmtree(self.partial, ignore_errors=True)
+        with_parts = self.output / PARTIAL
+        if with_parts.is_dir() and not any(with_parts.iterdir()):
+            with_parts.rmdir()
+        return self.output / QUALITY
+
+
+def find_case_table(images: Path) -> CaseTable | None:
+    """The `cases.csv` beside a folder of images, if there is one."""
+    path = images.resolve().parent / CASES
+    return CaseTable.read(path) if path.is_file() else None
+
+
+def _check_model(model_folder: Path, options: ScoreOptions) -> tuple[dict[str, Any], tuple[str, ...]]:
+    if not (model_folder / "dataset.json").is_file() or not (model_folder / "plans.json").is_file():
+        raise ModelError(f"{model_folder}: no trained model there; train one first with `nnUNetv2_train`")
+    folds = options.folds or tuple(
+        sorted(
+            path.name.removeprefix("fold_")
+            for path in model_folder.glob("fold_[0-9]*")
+            if (path / options.checkpoint).is_file()
+        )
+    )
+    if not folds:
+        raise ModelError(
+            f"{model_folder}: no fold with {options.checkpoint}; finish a training or choose one with -chk"
+        )
+    for fold in folds:
+        path = model_folder / f"fold_{fold}" / options.checkpoint
+        if not path.is_file():
+            raise ModelError(f"{path}: not found; finish this fold's training or choose other folds with -f")
+    return read_json(model_folder / "dataset.json"), folds
+
+
+def _predictor(
+    model_folder: Path, folds: tuple[str, ...], options: ScoreOptions, device: torch.device, *, show_progress: bool
+) -> QAPredictor:
+    predictor = QAPredictor(
+        tile_step_size=options.step_size,
+        use_mirroring=options.mirroring,
+        perform_everything_on_device=device.type == "cuda",
+        device=device,
+        allow_tqdm=show_progress,
+    )
+    chosen = tuple(fold if fold == "all" else int(fold) for fold in folds)
+    predictor.initialize_from_trained_model_folder(os.fspath(model_folder), chosen, options.checkpoint)
+    return predictor
+
+
+def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
+    """nnU-Net's background workers do not say which image they failed on; find it by reading them again.
+
+    Raises:
+        ImageError: for the first image that cannot be read.
+    """
+    for case, paths in found.items():
+        try:
+            PlansManager(predictor.plans_manager.plans).image_reader_writer_class().read_images(
+                [os.fspath(p) for p in paths]
+            )
+        except Exception as error:
+            lines = str(error).strip().splitlines() or ["channels of different shape or spacing"]
+            raise ImageError(f"{paths[0]}: the case {case} cannot be read: {lines[-1]}") from error
+
+
+def _is_readable(path: Path) -> bool:
+    from nnunet_qa.data.images import NATURAL_ENDINGS, read_picture, read_volume
+
+    try:
+        array = read_picture(path) if path.name.endswith(NATURAL_ENDINGS) else read_volume(path)[0]
+    except ImageError:
+        return False
+    return bool(np.size(array))

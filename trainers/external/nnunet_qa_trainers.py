@@ -1,0 +1,16 @@
+"""The one file in `nnUNet_extTrainer`: shows nnU-Net the installed trainers and defines nothing itself.
+
+nnU-Net drops modules that it loaded from this folder, so a class defined here could not be pickled.
+"""
+
+from nnunet_qa.trainers import (
+    QAsemiTrainer,
+    QAsemiTrainer_5epochs,
+    QAsemiTrainer_50epochs,
+    QAsemiTrainer_250epochs,
+    one_line_errors,
+)
+
+__all__ = ["QAsemiTrainer", "QAsemiTrainer_5epochs", "QAsemiTrainer_50epochs", "QAsemiTrainer_250epochs"]
+
+one_line_errors.install()

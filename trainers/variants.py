@@ -1,0 +1,52 @@
+"""QAsemiTrainer with fixed numbers of epochs, named as nnU-Net names its own; they win over `training.epochs`."""
+
+from __future__ import annotations
+
+import torch
+
+from .qa_semi_trainer import QAsemiTrainer
+
+
+class QAsemiTrainer_5epochs(QAsemiTrainer):
+    """QAsemiTrainer for 5 epochs."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 5
+
+
+class QAsemiTrainer_50epochs(QAsemiTrainer):
+    """QAsemiTrainer for 50 epochs."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 50
+
+
+class QAsemiTrainer_250epochs(QAsemiTrainer):
+    """QAsemiTrainer for 250 epochs."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 250
