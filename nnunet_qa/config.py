@@ -26,8 +26,8 @@ class HeadWeights(str, Enum):
     """How the outputs of deep supervision are weighted in the loss, finest first, normalised to a sum of 1.
 
     `nnunet` halves the weight from head to head and gives the coarsest head 0. `all` halves it too but leaves
-    no head out. `auto` is `nnunet` where there is no unlabelled pool and that trains the two finest heads, else `all`: the
-    disagreement of two outputs says nothing where one of them was never trained.
+    no head out. `auto` is `nnunet` where there is no unlabelled pool and that trains the two finest heads, else `all`:
+    the disagreement of two outputs says nothing where one of them was never trained.
     """
 
     AUTO = "auto"

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -29,11 +30,13 @@ from nnunet_qa.data.paths import raw_dataset_folder_if_known
 from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import grouped_splits, write_splits
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 from nnunet_qa.inference.predictor import class_names
 from nnunet_qa.quality.disagreement import agreement_of_outputs
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
-from nnunet_qa.quality.table import write_quality
+from nnunet_qa.quality.table import read_quality, write_quality
+from nnunet_qa.selection.queue import FILE_NAME as QUEUE
+from nnunet_qa.selection.queue import annotation_queue, write_queue
 
 from .final_scoring import score_cases, with_true_dice
 from .heads import check_two_trained, head_weights
@@ -92,10 +95,10 @@ class QAsemiTrainer(nnUNetTrainer):
         self.initial_lr = training.initial_lr or self.initial_lr
 
     def _build_loss(self) -> Any:
-        loss = super()._build_loss()
         outputs = len(self._get_deep_supervision_scales() or [])
         if self.config.scoring.every_epoch or self.config.scoring.final:
             check_two_trained(self.config.head_weights, outputs, self.plans_manager.plans_name, self.configuration_name)
+        loss = super()._build_loss()
         weights = head_weights(self.config.head_weights, outputs, with_pool=bool(self.pool_images))
         if weights is not None and isinstance(loss, DeepSupervisionWrapper):
             loss = DeepSupervisionWrapper(loss.loss, weights)
@@ -108,7 +111,8 @@ class QAsemiTrainer(nnUNetTrainer):
         table = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
         if self.fold != "all" and not path.is_file() and table is not None and table.is_file():
             subjects = CaseTable.read(table).subjects()
-            cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+            dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+            cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
             write_splits(path.parent, grouped_splits({case: subjects.get(case, case) for case in cases}))
             self.print_to_log_file(f"folds grouped by subject written to {path}")
         return super().do_split()
@@ -257,6 +261,17 @@ class QAsemiTrainer(nnUNetTrainer):
         folder = Path(self.output_folder)
         write_quality(folder / QUALITY, table)
         self.print_to_log_file(f"quality of validation cases and pool written to {folder / QUALITY}")
+        if not self.pool_images:
+            return
+        table_file = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
+        try:
+            cases = CaseTable.read(table_file) if table_file is not None and table_file.is_file() else None
+            queue = annotation_queue(read_quality(folder / QUALITY), cases=cases, **self.config.queue.model_dump())
+        except (CaseTableError, SelectionError) as error:  # the training itself is done and good
+            self.print_to_log_file(f"no annotation queue: {error}")
+            return
+        write_queue(folder / QUEUE, queue)
+        self.print_to_log_file(f"annotation queue of {len(queue)} cases written to {folder / QUEUE}")
 
 
 def gathered(values: Iterable[Any], world_size: int) -> list[Any]:

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nnunet_qa.environment import FOLDERS
 from nnunet_qa.errors import DatasetError, EnvironmentVariableError
 
-RAW, PREPROCESSED, RESULTS, EXT_TRAINER = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"
+RAW, PREPROCESSED, RESULTS = FOLDERS
 _NAME = re.compile(r"Dataset(\d{3})_\w[\w-]*")
 
 

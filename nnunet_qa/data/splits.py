@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ def grouped_splits(subjects: Mapping[str, str], *, folds: int = 5) -> list[Split
 
     Args:
         subjects: subject of each labelled case.
-        folds: number of folds; as many as there are subjects where these are fewer.
+        folds: number of folds, at least 2; as many as there are subjects where these are fewer.
 
     Returns:
         One `{"train": [...], "val": [...]}` a fold, cases sorted; every case is validated exactly once.
 
     Raises:
-        DatasetError: there are fewer than two subjects.
+        DatasetError: there are fewer than two subjects, or fewer than two folds are asked for.
     """
+    if folds < 2:
+        raise DatasetError(f"{folds} fold(s) cannot be cross-validated; ask for at least 2")
     cases = sorted(subjects)
     groups = [subjects[case] for case in cases]
     count = len(set(groups))
@@ -45,42 +48,78 @@ def grouped_splits(subjects: Mapping[str, str], *, folds: int = 5) -> list[Split
 def check_splits(splits: Any, subjects: Mapping[str, str], source: str) -> None:
     """Refuse folds that do not fit the labelled cases or that part a subject.
 
+    Folds of one's own may leave cases out, or validate a case in several folds; nnU-Net takes both.
+
+    Args:
+        splits: content of a `splits_final.json`.
+        subjects: subject of each labelled case.
+        source: where the folds come from, for the error text.
+
     Raises:
         DatasetError: names the fold and the case or subject.
     """
-    if not isinstance(splits, list) or not all(
-        isinstance(fold, dict) and {"train", "val"} <= set(fold) for fold in splits
-    ):
-        raise DatasetError(f"{source}: is not a list of folds with train and val")
+    mend = "correct the file, or delete it to have folds written anew"
+    if not isinstance(splits, list) or not splits or not all(_is_fold(fold) for fold in splits):
+        raise DatasetError(f"{source}: is not a list of folds with lists of case identifiers as train and val; {mend}")
     for number, fold in enumerate(splits):
         unknown = sorted({*fold["train"], *fold["val"]} - set(subjects))
         if unknown:
-            raise DatasetError(f'{source}: fold {number} names the case "{unknown[0]}", which is not annotated')
+            raise DatasetError(f'{source}: fold {number} names the case "{unknown[0]}", which is not annotated; {mend}')
         both = {subjects[case] for case in fold["train"]} & {subjects[case] for case in fold["val"]}
         if both:
-            raise DatasetError(f'{source}: in fold {number} the subject "{min(both)}" is on both sides')
+            raise DatasetError(f'{source}: in fold {number} the subject "{min(both)}" is on both sides; {mend}')
 
 
 def extend_splits(splits: list[Split], added: Iterable[str], subjects: Mapping[str, str]) -> list[Split]:
     """Add newly annotated cases to existing folds and leave everything else as it is.
 
-    A case joins its subject's fold; a new subject is validated in the fold that has the fewest validation cases.
+    A case of a subject that the folds know goes, fold by fold, where that subject's other cases are; a fold that leaves
+    the subject out leaves the case out too. A new subject is validated in the fold that has the fewest validation cases
+    (the first of several) and trained on in all others.
+
+    Args:
+        splits: existing folds; they are not changed.
+        added: the new cases.
+        subjects: subject of each case, new and old.
+
+    Returns:
+        The folds with the new cases, in which no subject is parted that was not parted before.
     """
     result = [{"train": list(fold["train"]), "val": list(fold["val"])} for fold in splits]
-    for case in sorted(added):
-        home = next(
-            (n for n, fold in enumerate(result) if subjects[case] in {subjects.get(other) for other in fold["val"]}),
-            None,
-        )
-        if home is None:
-            trained_everywhere = all(
-                subjects[case] in {subjects.get(other) for other in fold["train"]} for fold in result
-            )
-            home = None if trained_everywhere else int(np.argmin([len(fold["val"]) for fold in result]))
-        for number, fold in enumerate(result):
-            side = "val" if number == home else "train"
-            fold[side] = sorted({*fold[side], case})
+    known = {case for fold in splits for side in fold.values() for case in side}
+    for case in sorted(set(added) - known):
+        subject = subjects[case]
+        sides = [_sides_of(subject, fold, subjects) for fold in result]
+        if not any(sides):
+            home = int(np.argmin([len(fold["val"]) for fold in result]))
+            sides = [{"val"} if number == home else {"train"} for number in range(len(result))]
+        for fold, where in zip(result, sides, strict=True):
+            for side in where:
+                fold[side] = sorted({*fold[side], case})
     return result
+
+
+def same_splits(first: Any, second: Any) -> bool:
+    """Whether two lists of folds hold the same cases, in whatever order the cases of a fold stand."""
+    if not isinstance(first, list) or not isinstance(second, list) or len(first) != len(second):
+        return False
+    if not all(_is_fold(fold) for fold in (*first, *second)):
+        return False
+    return all(set(a[side]) == set(b[side]) for a, b in zip(first, second, strict=True) for side in ("train", "val"))
+
+
+def read_splits(path: Path) -> Any:
+    """Content of a `splits_final.json`, unchecked (see `check_splits`); None where there is no such file.
+
+    Raises:
+        DatasetError: the file is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON: {error}; correct it or delete it") from error
 
 
 def write_splits(preprocessed_folder: Path, splits: list[Split]) -> Path:
@@ -88,3 +127,14 @@ def write_splits(preprocessed_folder: Path, splits: list[Split]) -> Path:
     path = preprocessed_folder / FILE_NAME
     write_json(path, splits)
     return path
+
+
+def _is_fold(fold: Any) -> bool:
+    return isinstance(fold, dict) and all(
+        isinstance(fold.get(side), list) and all(isinstance(case, str) for case in fold[side])
+        for side in ("train", "val")
+    )
+
+
+def _sides_of(subject: str, fold: Split, subjects: Mapping[str, str]) -> set[str]:
+    return {side for side in ("train", "val") if subject in {subjects.get(case) for case in fold[side]}}

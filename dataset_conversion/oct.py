@@ -1,0 +1,284 @@
+"""What the OCT conversions share: one 2D case a B-scan, cropped to the retina, resized, and the way back."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from joblib import Parallel, delayed
+from skimage.transform import resize, resize_local_mean
+
+from nnunet_qa.cases import Role
+from nnunet_qa.data.images import check_finite, check_same_grid
+from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.data.retina import RetinaBand, default_crop_rows, find_retina, padding_mask
+from nnunet_qa.errors import CaseTableError, DatasetError, ImageError, nearest
+from nnunet_qa.progress import track
+
+logger = logging.getLogger(__name__)
+Unit = TypeVar("Unit")
+
+SIZE = (80, 192)
+"""Rows and columns of a converted B-scan: a crop of 320 x 768 native pixels, shrunk fourfold."""
+LABELS = {"background": 0, "fluid": 1}
+PLACE = ("crop_row", "crop_column", "crop_rows", "crop_columns", "source_rows", "source_columns")
+"""Columns of cases.csv that say where in the native B-scan a case lies, in native pixels."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Which part of a B-scan becomes the case, and at which size.
+
+    Attributes:
+        crop: whether to crop to the retina; otherwise the case is the whole B-scan.
+        crop_rows: native rows of the crop; None for the part of the B-scan that `default_crop_rows` gives (320 of 496).
+        size: rows and columns of the converted case; None for native pixels.
+        blank_padding: whether the white corners that a shifted raster left free are set to 0. They are no tissue, and
+            nnU-Net's normalisation of each image by its own mean and deviation would suffer from them.
+    """
+
+    crop: bool = True
+    crop_rows: int | None = None
+    size: tuple[int, int] | None = SIZE
+    blank_padding: bool = True
+
+    def __post_init__(self) -> None:
+        if self.crop_rows is not None and (self.crop_rows < 8 or not self.crop):
+            raise DatasetError(f"--crop-rows {self.crop_rows} needs the crop and at least 8 rows")
+        if self.size is not None and min(self.size) < 8:
+            raise DatasetError(f"--size {self.size[0]}x{self.size[1]} is too small; give at least 8x8")
+
+    def band(self, image: np.ndarray) -> RetinaBand:
+        """Rows of a native B-scan that become the case.
+
+        Raises:
+            ImageError: no retina was found.
+        """
+        if not self.crop:
+            return RetinaBand(0, image.shape[0])
+        return find_retina(image, rows=self.crop_rows or default_crop_rows(image.shape[0]))
+
+    def image(self, cropped: np.ndarray) -> np.ndarray:
+        """A crop at the size of the case: low-pass filtered before it is sampled (anti-aliasing), uint8."""
+        if self.size is None or self.size == cropped.shape:
+            return cropped
+        values = resize(cropped.astype(np.float64), self.size, order=1, anti_aliasing=True, preserve_range=True)
+        return np.rint(values).clip(0, 255).astype(np.uint8)
+
+    def mask(self, cropped: np.ndarray) -> np.ndarray:
+        """A mask at the size of the case, uint8.
+
+        A pixel is fluid where at least half of its area is: this keeps the area of fluid, also of cysts that are a few
+        pixels wide, while nearest neighbours would keep or drop these by chance.
+        """
+        if self.size is None or self.size == cropped.shape:
+            return cropped.astype(np.uint8)
+        share = resize_local_mean(cropped.astype(np.float64), self.size, preserve_range=True)
+        return (share >= 0.5 - 1e-9).astype(np.uint8)  # rounding must not decide about an exact half
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Read `--size`: ROWSxCOLUMNS, or `native` for None.
+
+    Raises:
+        DatasetError: the text is neither.
+
+    >>> parse_size("80x192"), parse_size("native")
+    ((80, 192), None)
+    """
+    if text.strip().lower() == "native":
+        return None
+    match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", text)
+    if match is None:
+        raise DatasetError(f'--size "{text}" is neither ROWSxCOLUMNS (such as 80x192) nor native')
+    return int(match.group(1)), int(match.group(2))
+
+
+def chosen_subjects(wanted: Iterable[str], known: Iterable[str]) -> set[str]:
+    """Resolve `--test-subjects`, each entry one subject or several with commas, in any case of letters.
+
+    Raises:
+        DatasetError: a subject is not in the data, or none would be left to train on.
+    """
+    by_name = {subject.lower(): subject for subject in known}
+    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
+    for name in names:
+        if name.lower() not in by_name:
+            raise DatasetError(
+                f'--test-subjects: there is no subject "{name}"{nearest(name, by_name.values())}; '
+                f"found: {', '.join(sorted(by_name.values()))}"
+            )
+    chosen = {by_name[name.lower()] for name in names}
+    if chosen and chosen == set(by_name.values()):
+        raise DatasetError("--test-subjects names every subject; leave at least one to train on")
+    return chosen
+
+
+@dataclass(frozen=True)
+class BscanCase:
+    """One B-scan: who, where, what for; the fields are those of the case table."""
+
+    case_id: str
+    subject_id: str
+    stack_id: str
+    slice_index: int
+    site: str
+    role: Role
+
+
+@dataclass
+class Outcome:
+    """What came of the B-scans of one file or stack: rows for the case table, and what to warn of."""
+
+    rows: list[dict[str, object]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def scale_of(pixels: np.ndarray, name: str) -> float:
+    """Factor that brings intensities to 0–255: 1, 255 for values up to 1 in a float type, 1/257 for 16 bits.
+
+    Raises:
+        ImageError: the values fit none of these.
+    """
+    low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
+    if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
+        return 255.0
+    if pixels.dtype == np.uint16 and high > 255:
+        return 1 / 257
+    if low < 0 or high > 255:
+        raise ImageError(f"{name}: intensities from {low:g} to {high:g}; expected 0–255, 0–1 or 16 bits; rescale them")
+    return 1.0
+
+
+def convert_bscan(
+    dataset: RawDataset,
+    case: BscanCase,
+    image: np.ndarray,
+    fluid: np.ndarray | None,
+    *,
+    framing: Framing,
+    scale: float,
+    outcome: Outcome,
+) -> None:
+    """Crop, resize and write one B-scan, unless an earlier run has; add its row to the outcome.
+
+    A B-scan without contents (all pixels alike) is left out with a warning, and so is one of the pool in which no
+    retina is found.
+
+    Args:
+        dataset: where to.
+        case: what the B-scan is.
+        image: native B-scan `(rows, columns)`.
+        fluid: boolean mask on the same grid, None where not annotated.
+        framing: crop and size.
+        scale: factor to 0–255, from `scale_of`.
+        outcome: what the row and warnings are added to.
+
+    Raises:
+        ImageError: NaN intensities, a mask of another shape, or no retina in an annotated B-scan.
+    """
+    check_finite(image, case.case_id)
+    if fluid is not None:
+        check_same_grid(image, fluid, case.case_id)
+    if image.min() == image.max():
+        outcome.warnings.append(f"{case.case_id}: left out: all pixels are {float(image.min()):g}")
+        return
+    pixels = np.rint(image * scale).astype(np.uint8)
+    try:
+        band = framing.band(pixels)
+    except ImageError as error:
+        if fluid is not None:
+            raise ImageError(f"{case.case_id}: {error}") from error
+        outcome.warnings.append(f"{case.case_id}: left out: {error}")
+        return
+    if framing.blank_padding:
+        pixels[padding_mask(pixels)] = 0
+    rows = slice(band.top, band.bottom)
+    if fluid is not None and (lost := int(fluid.sum()) - int(fluid[rows].sum())):
+        outcome.warnings.append(
+            f"{case.case_id}: the crop cuts off {lost} of {int(fluid.sum())} fluid pixels; raise --crop-rows"
+        )
+    if not dataset.has_case(case.case_id, case.role, labelled=fluid is not None):
+        mask = None if fluid is None else framing.mask(fluid[rows])
+        dataset.write_case(case.case_id, case.role, [framing.image(pixels[rows])], mask)
+    place = (band.top, 0, band.rows, image.shape[1], *image.shape)
+    outcome.rows.append({**asdict(case), "role": case.role.value, **dict(zip(PLACE, place, strict=True))})
+
+
+def restore(mask: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
+    """Put a mask of a converted case back onto the native B-scan, by nearest neighbours; 0 outside the crop.
+
+    Args:
+        mask: label values `(rows, columns)` at the converted size, such as a prediction.
+        row: the case's row of cases.csv.
+
+    Returns:
+        Label values `(source_rows, source_columns)` of the same type.
+
+    Raises:
+        CaseTableError: the row lacks a column of `PLACE` or holds no whole number there.
+        ImageError: the mask is not 2D, or the crop leaves the B-scan.
+    """
+    name = str(row.get("case_id", "case"))
+    try:
+        top, left, rows, columns, source_rows, source_columns = (int(row[column]) for column in PLACE)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CaseTableError(
+            f"{name}: cases.csv must hold whole numbers in {', '.join(PLACE)}; convert the dataset again"
+        ) from error
+    if mask.ndim != 2:
+        raise ImageError(f"{name}: a mask (rows, columns) is needed, found shape {mask.shape}")
+    if min(top, left) < 0 or min(rows, columns) < 1 or top + rows > source_rows or left + columns > source_columns:
+        raise ImageError(f"{name}: the crop in cases.csv leaves the B-scan of {source_rows} x {source_columns} pixels")
+    native = np.zeros((source_rows, source_columns), dtype=mask.dtype)
+    native[top : top + rows, left : left + columns] = resize(
+        mask, (rows, columns), order=0, anti_aliasing=False, preserve_range=True
+    )
+    return native
+
+
+def convert_units(
+    dataset: RawDataset,
+    units: Sequence[Unit],
+    function: Callable[[Unit], Outcome],
+    *,
+    what: str,
+    jobs: int,
+    folds: int,
+    overwrite: bool,
+) -> Path:
+    """Begin or resume a dataset, convert files or stacks in parallel, and finish it.
+
+    Args:
+        dataset: where to.
+        units: subjects' files or stacks; each goes to one process.
+        function: converts one of them.
+        what: text of the progress bar.
+        jobs: processes.
+        folds: cross-validation folds.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: see `RawDataset.begin` and `RawDataset.finish`; jobs or folds are too few.
+    """
+    if jobs < 1 or folds < 2:
+        raise DatasetError(f"-np {jobs} and --folds {folds}: give at least 1 process and 2 folds")
+    dataset.begin(overwrite=overwrite)
+    running = Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(unit) for unit in units)
+    rows: list[dict[str, object]] = []
+    for outcome in track(running, what, total=len(units)):
+        rows += outcome.rows
+        for line in outcome.warnings:
+            logger.warning("%s", line)
+    if not rows:
+        raise DatasetError(f"{dataset.folder}: no B-scan could be converted (see the warnings above)")
+    dataset.finish(rows, jobs=jobs, folds=folds)
+    return dataset.folder

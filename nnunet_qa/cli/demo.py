@@ -1,0 +1,57 @@
+"""`nnunet-qa demo`: the whole loop on a phantom, in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nnunet_qa.cli.device import Device, chosen_device
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    output: Path = typer.Option(Path("demo_out"), "-o", help="Folder for everything that the demo writes."),
+    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes of each step."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
+) -> None:
+    """Draw an OCT phantom and run the loop on it: convert, plan, train, predict with quality, what to annotate next.
+
+    Takes about four minutes on two cores. Prints each command, so that you can type them for your own data.
+
+    Example: `nnunet-qa demo -o demo_out`
+    """
+    from nnunet_qa.experiments.demo import Demo
+
+    console = Console()
+    run = Demo(output.resolve(), device=chosen_device(device).type, jobs=jobs)
+    run.begin(overwrite=overwrite)
+    total = len(run.steps())
+    with console.status("drawing the phantom") as status:
+        for number, step in enumerate(run.run(), start=1):
+            console.print(f"[bold]{number}/{total} {step.name}[/bold]", highlight=False)
+            console.print(f"  $ {' '.join(step.command)}", highlight=False, markup=False, soft_wrap=True)
+            status.update(step.name)
+        status.update("drawing the picture")
+        picture = run.picture()
+    console.print((run.folder / "evaluation.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    console.print(_queue_table(run.folder / "queue.csv"))
+    console.print(f"Lowest Q, both outputs overlaid: {picture}", soft_wrap=True, highlight=False)
+
+
+def _queue_table(path: Path) -> Table:
+    queue = pd.read_csv(path)
+    table = Table(title="What to annotate next")
+    for column in ("rank", "case_id", "subject_id", "q"):
+        table.add_column(column, justify="right" if column in ("rank", "q") else "left")
+    for row in queue.itertuples():
+        table.add_row(str(row.rank), str(row.case_id), str(row.subject_id), f"{row.q:.3f}")
+    return table

@@ -1,0 +1,55 @@
+"""`nnunet-qa plans`: smaller plans for a CPU or a small GPU."""
+
+from __future__ import annotations
+
+import typer
+
+from nnunet_qa.data.plans import PlansError, Smaller, write_smaller_plans
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("plans")(plans)
+
+
+def plans(
+    dataset: str = typer.Option(..., "-d", metavar="DATASET", help="Number or name of a preprocessed dataset."),
+    configuration: str = typer.Option(..., "-c", metavar="CONFIGURATION", help="The one to make smaller, such as 2d."),
+    source: str = typer.Option("nnUNetPlans", "-p", metavar="PLANS", help="Plans to start from."),
+    identifier: str = typer.Option("nnUNetPlansSmall", "-o", metavar="PLANS", help="Name of the new plans."),
+    features: str | None = typer.Option(
+        None, "--features", metavar="N,N,…", help="Features of each stage, finest first; fewer than planned cut stages."
+    ),
+    batch_size: int | None = typer.Option(None, "--batch-size", metavar="N", help="Patches a batch."),
+    patch_size: str | None = typer.Option(
+        None, "--patch-size", metavar="N,N[,N]", help="Voxels along each axis, in the order of the plans."
+    ),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
+) -> None:
+    """Write smaller plans beside the existing ones; they use the data that is already preprocessed.
+
+    Example: `nnunet-qa plans -d 101 -c 2d --features 16,32,64,128 --batch-size 8 --patch-size 80,192`
+    """
+    path = write_smaller_plans(
+        dataset,
+        configuration,
+        smaller=Smaller(
+            features=_numbers(features, "--features"),
+            batch_size=batch_size,
+            patch_size=_numbers(patch_size, "--patch-size"),
+        ),
+        source=source,
+        identifier=identifier,
+        overwrite=overwrite,
+    )
+    typer.echo(str(path))
+    typer.echo(f"train with: nnUNetv2_train {dataset} {configuration} 0 -p {identifier} -tr QAsemiTrainer", err=True)
+
+
+def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise PlansError(f'{option} "{text}": must be whole numbers parted by commas, such as 16,32,64') from error

@@ -1,0 +1,67 @@
+"""`nnunet-qa select`: which cases to annotate next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_DEFAULT_NUMBER = 20
+_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("select")(select)
+
+
+def select(
+    quality: Path = typer.Option(..., "-q", help="quality.csv, as `nnunet-qa score` or a QA training writes it."),
+    dataset: str | None = typer.Option(None, "-d", help="Dataset whose cases.csv gives the subjects and roles."),
+    cases: Path | None = typer.Option(None, "--cases", help="A case table, instead of -d."),
+    threshold: float | None = typer.Option(None, "--threshold", help="Take cases with Q below this, in [0, 1]."),
+    number: int | None = typer.Option(
+        None, "-n", help=f"Take at most so many, lowest Q first. Default {_DEFAULT_NUMBER} without --threshold."
+    ),
+    per_subject: int | None = typer.Option(None, "--per-subject", help="Take at most so many of one subject."),
+    roles: list[str] | None = typer.Option(
+        None, "--role", help="Role of the candidates, repeatable. Default: unlabelled where there are any, else all."
+    ),
+    output: Path | None = typer.Option(None, "-o", help="Where to write. Default: queue.csv beside quality.csv."),
+) -> None:
+    """Write the annotation queue: the cases whose predictions agree least with themselves, worst first.
+
+    Example: `nnunet-qa select -q predictions/quality.csv -d 101 -n 20 --per-subject 2`
+    """
+    from nnunet_qa.cases import CaseTable, Role
+    from nnunet_qa.cli.case_table import find_cases
+    from nnunet_qa.errors import SelectionError, nearest
+    from nnunet_qa.quality.table import read_quality
+    from nnunet_qa.selection.queue import FILE_NAME, annotation_queue, write_queue
+
+    known = [role.value for role in Role]
+    for role in roles or []:
+        if role not in known:
+            raise SelectionError(f'unknown role "{role}"{nearest(role, known)}; roles are {", ".join(known)}')
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    path = find_cases(dataset, cases)
+    if path is None:
+        console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
+    queue = annotation_queue(
+        read_quality(quality),
+        threshold=threshold,
+        number=_DEFAULT_NUMBER if number is None and threshold is None else number,
+        per_subject=per_subject,
+        roles=roles or None,
+        cases=CaseTable.read(path) if path is not None else None,
+    )
+    target = output if output is not None else quality.parent / FILE_NAME
+    write_queue(target, queue)
+    shown = Table("rank", "case", "subject", "Q", "reason", title="Annotate next")
+    for row in queue.head(_SHOWN).itertuples(index=False):
+        shown.add_row(str(row.rank), str(row.case_id), str(row.subject_id), f"{row.q:.4f}", str(row.reason))
+    Console().print(shown)
+    rest = f" (the first {_SHOWN} are shown)" if len(queue) > _SHOWN else ""
+    console.print(f"Wrote {target}: {len(queue)} cases{rest}.", markup=False)

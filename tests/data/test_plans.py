@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from nnunet_qa.cli import plans as command
+from nnunet_qa.data.plans import PlansError, Smaller, smaller_plans, write_smaller_plans
+from nnunet_qa.errors import DatasetError
+
+PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+
+
+def configuration(
+    data: str, patch: list[int], strides: list[list[int]], *, network: str = PLAIN, batch_size: int = 12
+) -> dict[str, Any]:
+    stages, dim = len(strides), len(patch)
+    blocks = "n_conv_per_stage" if network == PLAIN else "n_blocks_per_stage"
+    return {
+        "data_identifier": data,
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": batch_size,
+        "patch_size": patch,
+        "spacing": [1.0] * dim,
+        "architecture": {
+            "network_class_name": network,
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": [min(512, 32 * 2**stage) for stage in range(stages)],
+                "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+                "kernel_sizes": [[1, 3, 3][-dim:] if stage == 0 else [3] * dim for stage in range(stages)],
+                "strides": strides,
+                # Different numbers, so that a test sees which of them were kept.
+                blocks: [2, 1, 1, 2, 3, 1, 1][:stages],
+                "n_conv_per_stage_decoder": [3, 3, 2, 1, 1, 2][-(stages - 1) :],
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": True,
+    }
+
+
+def made_plans(network: str = PLAIN) -> dict[str, Any]:
+    halve = [[1, 1], *[[2, 2]] * 5]
+    anisotropic = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+    return {
+        "dataset_name": "Dataset777_Test",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "configurations": {
+            "2d": configuration("nnUNetPlans_2d", [320, 256], halve, network=network),
+            "3d_lowres": configuration("nnUNetPlans_3d_lowres", [32, 64, 64], anisotropic, network=network),
+            "3d_fullres": configuration("nnUNetPlans_3d_fullres", [32, 64, 96], anisotropic, network=network),
+            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        },
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    for name in ("nnUNet_raw", "nnUNet_results"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "Dataset777_Test"
+    (path / "nnUNetPlans_2d").mkdir(parents=True)
+    (path / "dataset.json").write_text("{}")
+    (path / "nnUNetPlans.json").write_text(json.dumps(made_plans()))
+    return path
+
+
+def resolved(plans: dict[str, Any], name: str) -> dict[str, Any]:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(copy.deepcopy(plans)).get_configuration(name).configuration
+
+
+def outputs(plans: dict[str, Any], name: str, classes: int = 3) -> list[torch.Tensor]:
+    """The deep supervision outputs of the network that nnU-Net itself builds from the plans, in training mode."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans).get_configuration(name)
+    network = get_network_from_plans(
+        manager.network_arch_class_name,
+        manager.network_arch_init_kwargs,
+        manager.network_arch_init_kwargs_req_import,
+        1,
+        classes,
+        deep_supervision=True,
+    )
+    return network.train()(torch.zeros(1, 1, *manager.patch_size))
+
+
+@pytest.mark.parametrize("network", [PLAIN, RESIDUAL])
+@pytest.mark.parametrize(
+    ("name", "features", "patch"),
+    [
+        ("2d", (4, 8, 12, 16), (80, 192)),
+        ("2d", (4, 8, 8, 8, 8, 8), (32, 64)),
+        ("2d", (4, 8, 16), (16, 24)),
+        ("3d_fullres", (4, 6, 8), (6, 16, 20)),
+        ("3d_cascade_fullres", (4, 6, 8, 10), (8, 16, 24)),
+    ],
+)
+def test_the_network_that_nnunet_builds_has_the_new_shape(
+    network: str, name: str, features: tuple[int, ...], patch: tuple[int, ...]
+) -> None:
+    smaller = Smaller(features=features, patch_size=patch, batch_size=3)
+    plans = smaller_plans(made_plans(network), name, smaller=smaller, identifier="Small")
+    arguments = resolved(plans, name)["architecture"]["arch_kwargs"]
+    before = resolved(made_plans(network), name)["architecture"]["arch_kwargs"]
+    stages = len(features)
+    blocks = "n_conv_per_stage" if network == PLAIN else "n_blocks_per_stage"
+    assert arguments["n_stages"] == stages
+    assert arguments["features_per_stage"] == list(features)
+    for key in ("strides", "kernel_sizes", blocks):
+        assert arguments[key] == before[key][:stages]
+    assert arguments["n_conv_per_stage_decoder"] == before["n_conv_per_stage_decoder"][-(stages - 1) :]
+    assert resolved(plans, name)["batch_size"] == 3
+
+    result = outputs(plans, name)
+    scales = np.cumprod(np.array(before["strides"][: stages - 1]), axis=0)
+    assert [tuple(output.shape) for output in result] == [
+        (1, 3, *(np.array(patch) // scale).tolist()) for scale in scales
+    ]
+
+
+def test_integer_arguments_are_left_and_bottleneck_channels_are_cut() -> None:
+    plans = made_plans(RESIDUAL)
+    arguments = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    arguments |= {"n_conv_per_stage_decoder": 1, "n_blocks_per_stage": 2, "strides": [1, 2, 2, 2, 2, 2]}
+    arguments["bottleneck_channels"] = [None] * 6
+    new = smaller_plans(plans, "2d", smaller=Smaller(features=(4, 4, 4), patch_size=(16, 16)), identifier="Small")
+    cut = new["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert cut["n_conv_per_stage_decoder"] == 1
+    assert cut["n_blocks_per_stage"] == 2
+    assert cut["bottleneck_channels"] == [None] * 3
+    assert len(outputs(new, "2d")) == 2
+
+
+def test_only_what_was_asked_for_changes() -> None:
+    before = made_plans()
+    kept = copy.deepcopy(before)
+    new = smaller_plans(before, "2d", smaller=Smaller(batch_size=4), identifier="Small")
+    assert before == kept
+    assert new["plans_name"] == "Small"
+    assert new["configurations"]["2d"].pop("batch_size") == 4
+    kept["configurations"]["2d"].pop("batch_size")
+    assert {**new, "plans_name": "nnUNetPlans"} == kept
+
+
+def test_an_heir_keeps_what_it_inherited_and_a_shrunk_heir_leaves_its_parent() -> None:
+    small = Smaller(features=(4, 8, 8), batch_size=2, patch_size=(8, 16, 16))
+    new = smaller_plans(made_plans(), "3d_fullres", smaller=small, identifier="Small")
+    for name in ("2d", "3d_lowres", "3d_cascade_fullres"):
+        assert resolved(new, name) == resolved(made_plans(), name)
+    assert new["configurations"]["3d_cascade_fullres"]["inherits_from"] == "3d_fullres"
+
+    new = smaller_plans(made_plans(), "3d_cascade_fullres", smaller=small, identifier="Small")
+    assert resolved(new, "3d_fullres") == resolved(made_plans(), "3d_fullres")
+    assert resolved(new, "3d_cascade_fullres")["patch_size"] == [8, 16, 16]
+    assert resolved(new, "3d_cascade_fullres")["previous_stage"] == "3d_lowres"
+
+
+def test_plans_of_older_versions() -> None:
+    old = made_plans()
+    old["configurations"]["2d"] = {
+        "data_identifier": "nnUNetPlans_2d",
+        "batch_size": 12,
+        "patch_size": [64, 64],
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": 32,
+        "unet_max_num_features": 512,
+        "n_conv_per_stage_encoder": [2] * 5,
+        "n_conv_per_stage_decoder": [2] * 4,
+        "num_pool_per_axis": [4, 4],
+        "pool_op_kernel_sizes": [[1, 1], *[[2, 2]] * 4],
+        "conv_kernel_sizes": [[3, 3]] * 5,
+    }
+    with pytest.warns(UserWarning, match="old nnU-Net plans"):
+        new = smaller_plans(old, "2d", smaller=Smaller(features=(4, 8, 8)), identifier="Small")
+    assert [output.shape[-1] for output in outputs(new, "2d")] == [64, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "smaller", "said"),
+    [
+        ("2d", Smaller(), "nothing to change"),
+        ("2e", Smaller(batch_size=2), r'no configuration "2e" \(did you mean "2d"\?\)'),
+        ("2d", Smaller(features=(8, 16)), "2 stages give 1 output.*at least 3 stages"),
+        ("2d", Smaller(features=(8,) * 7), "7 features, but the network is planned with 6 stages"),
+        ("2d", Smaller(features=(8, 0, 8)), "features 8,0,8: each must be at least 1"),
+        ("2d", Smaller(batch_size=0), "batch size 0: must be at least 1"),
+        ("2d", Smaller(patch_size=(80, 192)), "multiple of 32,32.*64,192 would fit"),
+        ("2d", Smaller(features=(8,) * 4, patch_size=(84, 200)), "multiple of 8,8.*80,200 would fit"),
+        ("2d", Smaller(patch_size=(20, 64)), "32,64 would fit"),
+        ("2d", Smaller(patch_size=(0, -64)), "64,64 would fit"),
+        ("2d", Smaller(patch_size=(32, 32)), "more than one voxel.*64,64 would fit"),
+        ("2d", Smaller(patch_size=(8, 64, 64)), r"has 3 axes, the configuration 2 \(planned: 320,256\)"),
+        ("3d_fullres", Smaller(patch_size=(12, 64, 64)), "multiple of 8,16,16.*8,64,64 would fit"),
+    ],
+)
+def test_refusals_say_what_would_do(name: str, smaller: Smaller, said: str) -> None:
+    with pytest.raises(PlansError, match=said):
+        smaller_plans(made_plans(), name, smaller=smaller, identifier="Small")
+
+
+def test_what_the_refusal_of_a_patch_names_does_fit() -> None:
+    plans = smaller_plans(
+        made_plans(), "2d", smaller=Smaller(features=(4,) * 6, patch_size=(32, 64)), identifier="Small"
+    )
+    assert len(outputs(plans, "2d")) == 5
+    # and what is refused for its single coarsest voxel is what torch refuses in training
+    plans["configurations"]["2d"]["patch_size"] = [32, 32]
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        outputs(plans, "2d")
+
+
+def test_planned_with_too_few_stages_is_refused_even_for_another_batch_size() -> None:
+    plans = made_plans()
+    plans["configurations"]["2d"] = configuration("nnUNetPlans_2d", [32, 32], [[1, 1], [2, 2]])
+    with pytest.raises(PlansError, match="disagreement needs two"):
+        smaller_plans(plans, "2d", smaller=Smaller(batch_size=2), identifier="Small")
+
+
+def test_a_network_without_stages_is_refused() -> None:
+    plans = made_plans()
+    plans["configurations"]["2d"]["architecture"] = {
+        "network_class_name": "dynamic_network_architectures.architectures.primus.Primus",
+        "arch_kwargs": {"patch_embed_size": [8, 8, 8]},
+        "_kw_requires_import": [],
+    }
+    with pytest.raises(PlansError, match="Primus is not planned by stages"):
+        smaller_plans(plans, "2d", smaller=Smaller(batch_size=2), identifier="Small")
+
+
+def test_one_patch_a_batch_warns(caplog: pytest.LogCaptureFixture) -> None:
+    smaller_plans(made_plans(), "2d", smaller=Smaller(batch_size=1), identifier="Small")
+    assert "oversample" in caplog.text
+
+
+def test_writes_beside_the_existing_plans_and_shares_their_data(folder: Path) -> None:
+    small = Smaller(features=(16, 32, 64, 128), batch_size=8, patch_size=(80, 192))
+    path = write_smaller_plans("777", "2d", smaller=small)
+    assert path == folder / "nnUNetPlansSmall.json"
+    written = json.loads(path.read_text())
+    assert written["configurations"]["2d"]["data_identifier"] == "nnUNetPlans_2d"
+    assert json.loads((folder / "nnUNetPlans.json").read_text()) == made_plans()
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "dataset.json",
+        "nnUNetPlans.json",
+        "nnUNetPlansSmall.json",
+        "nnUNetPlans_2d",
+    ]
+
+
+def test_other_plans_of_the_name_are_replaced_only_when_asked(folder: Path) -> None:
+    path = write_smaller_plans("777", "2d", smaller=Smaller(batch_size=8))
+    first, written = path.read_text(), path.stat().st_mtime_ns
+    assert write_smaller_plans("777", "2d", smaller=Smaller(batch_size=8)) == path
+    assert path.stat().st_mtime_ns == written
+    with pytest.raises(PlansError, match="--overwrite"):
+        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4))
+    assert path.read_text() == first
+    write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4), overwrite=True)
+    assert json.loads(path.read_text())["configurations"]["2d"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("identifier", "said"),
+    [
+        ("nnUNetPlans", "need another name"),
+        ("dataset", "holds no plans"),
+        ("a__b", "cannot name plans"),
+        ("../elsewhere", "cannot name plans"),
+        ("", "cannot name plans"),
+    ],
+)
+def test_names_that_would_do_harm_are_refused(folder: Path, identifier: str, said: str) -> None:
+    with pytest.raises(PlansError, match=said):
+        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4), identifier=identifier, overwrite=True)
+    assert (folder / "dataset.json").read_text() == "{}"
+    assert json.loads((folder / "nnUNetPlans.json").read_text()) == made_plans()
+
+
+def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *args: Any, **kwargs: Any) -> int:
+        with open(self, "w") as file:
+            file.write("{")
+        raise KeyboardInterrupt
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(KeyboardInterrupt):
+        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_missing_preprocessed_data_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_smaller_plans("777", "3d_fullres", smaller=Smaller(batch_size=2))
+    assert "nnUNetPlans_3d_fullres: not there yet" in caplog.text
+
+
+@pytest.mark.e2e
+def test_nnunet_trains_with_them_on_the_data_that_is_there(planned: dict[str, str]) -> None:
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    name = "nnUNetPlansTestSmall"
+    small = Smaller(features=(4, 6, 8), batch_size=2, patch_size=(16, 24, 24))
+    path = write_smaller_plans(planned["3d"], "3d_fullres", smaller=small, identifier=name)
+    trainer = get_trainer_from_args(planned["3d"], "3d_fullres", 0, plans_identifier=name, device=torch.device("cpu"))
+    assert Path(trainer.preprocessed_dataset_folder) == path.parent / "nnUNetPlans_3d_fullres"
+    trainer.num_epochs = 1
+    trainer.initialize()
+    trainer.on_train_start()
+    try:
+        batch = next(trainer.dataloader_train)
+        assert tuple(batch["data"].shape[2:]) == (16, 24, 24)
+        assert np.isfinite(trainer.train_step(batch)["loss"])
+    finally:
+        for loader in (trainer.dataloader_train, trainer.dataloader_val):
+            finish = getattr(loader, "_finish", None)
+            if finish is not None:
+                finish()
+
+
+def application() -> typer.Typer:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    return app
+
+
+def test_command(folder: Path) -> None:
+    (folder / "other.json").write_text(json.dumps(made_plans()))
+    options = ["--features", "16,32,64,128", "--batch-size", "8", "--patch-size", "80,192"]
+    call = ["plans", "-d", "777", "-c", "2d", "-p", "other", "-o", "Tiny", *options]
+    result = CliRunner().invoke(application(), call)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(folder / "Tiny.json")
+    assert "nnUNetv2_train 777 2d 0 -p Tiny" in result.stderr
+    content = json.loads((folder / "Tiny.json").read_text())
+    assert content["plans_name"] == "Tiny"
+    assert content["configurations"]["2d"]["batch_size"] == 8
+    assert content["configurations"]["2d"]["patch_size"] == [80, 192]
+    assert content["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128]
+
+    call[call.index("8")] = "6"
+    assert isinstance(CliRunner().invoke(application(), call).exception, PlansError)
+    assert CliRunner().invoke(application(), [*call, "--overwrite"]).exit_code == 0
+    assert json.loads((folder / "Tiny.json").read_text())["configurations"]["2d"]["batch_size"] == 6
+
+
+@pytest.mark.parametrize("option", ["--features", "--patch-size"])
+def test_command_names_the_option_that_is_no_list_of_numbers(folder: Path, option: str) -> None:
+    result = CliRunner().invoke(application(), ["plans", "-d", "777", "-c", "2d", option, "16,x"])
+    assert isinstance(result.exception, PlansError)
+    assert f'{option} "16,x"' in str(result.exception)
+
+
+def test_command_needs_the_plans(folder: Path) -> None:
+    result = CliRunner().invoke(application(), ["plans", "-d", "777", "-c", "2d", "-p", "No", "--batch-size", "2"])
+    assert isinstance(result.exception, DatasetError)

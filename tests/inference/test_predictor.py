@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder, read_json
+from nnunet_qa.errors import ImageError, ModelError
+from nnunet_qa.inference.predictor import QAPredictor, class_names, deep_supervision_on
+from nnunet_qa.quality.disagreement import agreement_of_outputs
+from tests.phantom import trainer_of
+
+CPU = torch.device("cpu")
+
+
+def write_model(folder: Path, dataset: str, configuration: str, folds: int) -> Path:
+    """A model folder as nnUNetv2_train leaves it, with random weights."""
+    model = folder / f"QAsemiTrainer__nnUNetPlans__{configuration}"
+    source = preprocessed_dataset_folder(dataset)
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        trainer = trainer_of(dataset, configuration, fold)
+        trainer.initialize()
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        (model / f"fold_{fold}").mkdir(parents=True)
+        trainer.save_checkpoint(os.fspath(model / f"fold_{fold}" / "checkpoint_final.pth"))
+    (model / "plans.json").write_bytes((source / "nnUNetPlans.json").read_bytes())
+    (model / "dataset.json").write_bytes((source / "dataset.json").read_bytes())
+    return model
+
+
+def loaded(kind: type[Any], model: Path, folds: tuple[int, ...], *, mirroring: bool) -> Any:
+    predictor = kind(use_mirroring=mirroring, perform_everything_on_device=False, device=CPU, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(os.fspath(model), folds)
+    return predictor
+
+
+def image_for(kind: str) -> torch.Tensor:
+    """An image that needs several patches (3D), or padding (2D)."""
+    shape = (1, 20, 50, 44) if kind == "3d" else (1, 3, 40, 70)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "configuration", "folds", "mirroring"),
+    [
+        ("2d", "2d", 1, True),
+        ("3d", "3d_fullres", 2, False),
+        ("3d", "3d_fullres", 1, True),
+        ("3d", "2d", 1, False),
+        ("regions", "2d", 2, True),
+    ],
+)
+def test_logits_equal_nnunets_and_q_is_that_of_the_averaged_outputs(
+    planned: dict[str, str], tmp_path: Path, kind: str, configuration: str, folds: int, mirroring: bool
+) -> None:
+    model = write_model(tmp_path, planned[kind], configuration, folds)
+    chosen = tuple(range(folds))
+    ours = loaded(QAPredictor, model, chosen, mirroring=mirroring)
+    stock = loaded(nnUNetPredictor, model, chosen, mirroring=mirroring)
+    data = image_for(kind)
+    logits = ours.predict_logits_from_preprocessed_data(data)
+    assert torch.equal(logits, stock.predict_logits_from_preprocessed_data(data))
+
+    # independently: nnU-Net's own predictor, with a network that gives the second output as its only one
+    stock.network = SecondOutput(stock.network)
+    stock.list_of_parameters = [
+        {f"network.{name}": value for name, value in parameters.items()} for parameters in stock.list_of_parameters
+    ]
+    second = stock.predict_logits_from_preprocessed_data(data)
+    regions = kind == "regions"
+    expected = agreement_of_outputs(logits[None], second[None], regions=regions, slice_axis=0)
+    found = ours.last_quality
+    total = agreement_of_outputs(logits[None], second[None], regions=regions)
+    np.testing.assert_allclose(found.agreement.per_class, total.per_class[0], atol=0.02)  # sums in half precision
+    np.testing.assert_allclose(found.slices.mean, expected.mean[0], atol=0.05)
+    assert 0 <= found.q < 1
+
+
+class SecondOutput(torch.nn.Module):
+    """A network whose only output is the second finest one, resized."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with deep_supervision_on(self.network):
+            second = self.network(x)[1]
+        mode = {4: "bilinear", 5: "trilinear"}[second.ndim]
+        return torch.nn.functional.interpolate(second, size=x.shape[2:], mode=mode)
+
+
+def test_the_network_and_its_switch_are_left_as_they_were(planned: dict[str, str], tmp_path: Path) -> None:
+    predictor = loaded(QAPredictor, write_model(tmp_path, planned["2d"], "2d", 1), (0,), mirroring=False)
+    network, labels = predictor.network, predictor.label_manager
+    predictor.predict_logits_from_preprocessed_data(image_for("2d"))
+    assert predictor.network is network
+    assert predictor.label_manager is labels
+    assert network.decoder.deep_supervision is False
+    broken = image_for("2d")
+    predictor.use_gaussian = "no such thing"
+    predictor.configuration_manager.configuration["patch_size"] = [-1, -1]
+    with pytest.raises(Exception):  # noqa: B017, PT011  whatever nnU-Net raises, the network must come back
+        predictor.predict_logits_from_preprocessed_data(broken)
+    assert predictor.network is network
+    assert network.decoder.deep_supervision is False
+
+
+def test_slices_are_those_of_the_image_where_the_axis_was_cropped_and_resampled(
+    planned: dict[str, str], tmp_path: Path
+) -> None:
+    model = write_model(tmp_path, planned["3d"], "3d_fullres", 1)
+    predictor = loaded(QAPredictor, model, (0,), mirroring=False)
+    spacing = predictor.configuration_manager.spacing
+    image = np.zeros((1, 30, 32, 40), np.float32)
+    image[:, 4:24] = np.random.default_rng(0).normal(100, 10, (1, 20, 32, 40))  # slices 4 to 23 hold the patient
+    properties = {"spacing": [spacing[0] * 2, spacing[1], spacing[2]]}
+    segmentation = predictor.predict_single_npy_array(image, properties)
+    assert segmentation.shape == image.shape[1:]
+    quality = predictor.last_quality
+    assert predictor.plans_manager.transpose_forward == [0, 1, 2]
+    assert (quality.slice_axis, quality.first_slice, quality.slices.union.shape[0]) == (0, 4, 20)
+    rows = quality.rows("test")
+    assert [row["level"] for row in rows] == ["case"] + ["slice"] * 20
+    assert [row["slice_index"] for row in rows[1:]] == list(range(4, 24))
+    assert {"q", "q_small", "q_large"} <= set(rows[0])
+    assert rows[0]["q"] == pytest.approx((rows[0]["q_small"] + rows[0]["q_large"]) / 2)
+
+
+def test_nan_in_an_image_is_named(planned: dict[str, str], tmp_path: Path) -> None:
+    predictor = loaded(QAPredictor, write_model(tmp_path, planned["2d"], "2d", 1), (0,), mirroring=False)
+    with pytest.raises(ImageError, match="NaN or infinite"):
+        predictor.predict_logits_from_preprocessed_data(torch.full((1, 1, 48, 64), float("nan")))
+
+
+def test_networks_without_two_outputs_are_refused(planned: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no deep supervision"), deep_supervision_on(torch.nn.Conv2d(1, 1, 1)):
+        pass
+    predictor = loaded(QAPredictor, write_model(tmp_path, planned["2d"], "2d", 1), (0,), mirroring=False)
+    predictor.network.decoder.seg_layers = predictor.network.decoder.seg_layers[:1]
+    with pytest.raises(ModelError, match="at least three stages"), deep_supervision_on(predictor.network):
+        pass
+
+
+def test_classes_have_the_names_of_dataset_json(planned: dict[str, str], tmp_path: Path) -> None:
+    for kind, names in (("2d", ("small", "large")), ("regions", ("both", "large"))):
+        trainer = trainer_of(planned[kind], "2d", 0)
+        assert class_names(trainer.dataset_json, trainer.label_manager) == names
+
+
+def test_prediction_from_files_names_the_cases(planned: dict[str, str], tmp_path: Path) -> None:
+    predictor = loaded(QAPredictor, write_model(tmp_path, planned["2d"], "2d", 1), (0,), mirroring=False)
+    qualities = []
+    predictor.on_case = qualities.append
+    images = raw_dataset_folder(planned["2d"]) / "imagesTs"
+    predictor.predict_from_files(os.fspath(images), os.fspath(tmp_path / "out"), num_processes_preprocessing=1)
+    assert sorted(quality.case_id for quality in qualities) == ["T0_c0", "T0_c1"]
+    assert read_json(tmp_path / "out" / "dataset.json") == json.loads(
+        (preprocessed_dataset_folder(planned["2d"]) / "dataset.json").read_text()
+    )
