@@ -5,6 +5,7 @@ This is the layout of the copies in circulation; masks of several graders may li
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ from nnunet_qa.errors import DatasetError
 
 GRADERS = ("G1", "G2", "G3")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+logger = logging.getLogger(__name__)
+
 LAYOUT = "<vendor>_<n>/{train,test}/{Image,GT}/bscan_<k>.png|jpg|tif"
 _STACK = re.compile(r"([A-Za-z]+)[_-](\d+)")
 _BSCAN = re.compile(r"bscan[_-]?(\d+)", re.IGNORECASE)
@@ -143,6 +146,13 @@ def find_stacks(source: Path, *, grader: str | None) -> list[Stack]:
             stacks[subject, split] = Stack(subject, vendor, split, images, masks)
     if not stacks:
         raise DatasetError(f"{source}: no folder named <vendor>_<n> there; expected {LAYOUT}")
+    both = sorted(subject for subject, split in stacks if split == "train" and (subject, "test") in stacks)
+    if both:
+        logger.warning(
+            "%d stacks (%s, …) have B-scans in train and in test, so test figures will be of subjects seen in training",
+            len(both),
+            both[0],
+        )
     return [stacks[key] for key in sorted(stacks)]
 
 

@@ -20,6 +20,7 @@ from nnunet_qa.errors import ConfigError, nearest
 
 FILE_NAME = "qa.yaml"
 ENVIRONMENT_VARIABLE = "nnUNet_qa_config"
+DEFAULT_NUMBER = 20
 
 
 class HeadWeights(str, Enum):
@@ -74,10 +75,21 @@ class QueueConfig(_Section):
 
     threshold: float | None = Field(None, ge=0, le=1)
     """Take every case with Q below this (q0 of QU-Net++)."""
-    number: int | None = Field(20, ge=1)
-    """Take at most so many cases, lowest Q first."""
+    number: int | None = Field(None, ge=1)
+    """Take at most so many cases, lowest Q first; 20 where neither this nor a threshold is set."""
     per_subject: int | None = Field(None, ge=1)
     """Take at most so many cases of one subject."""
+
+    def limits(self) -> dict[str, Any]:
+        """Keyword arguments for `nnunet_qa.selection.queue.annotation_queue`."""
+        return limits(self.threshold, self.number, self.per_subject)
+
+
+def limits(threshold: float | None, number: int | None, per_subject: int | None) -> dict[str, Any]:
+    """The limits of a queue, with the default number of cases where neither number nor threshold is given."""
+    if threshold is None and number is None:
+        number = DEFAULT_NUMBER
+    return {"threshold": threshold, "number": number, "per_subject": per_subject}
 
 
 class LaterConfig(_Section):

@@ -26,6 +26,7 @@ from torch import distributed as dist
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import QAConfig
+from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import raw_dataset_folder_if_known
 from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
@@ -119,6 +120,8 @@ class QAsemiTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Preprocess the pool once, then start as nnU-Net does."""
+        if self.raw_dataset_folder is not None:
+            refuse_unsettled(self.raw_dataset_folder)
         if self.pool_images:
             self._prepare_pool()
         super().on_train_start()
@@ -266,7 +269,7 @@ class QAsemiTrainer(nnUNetTrainer):
         table_file = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
         try:
             cases = CaseTable.read(table_file) if table_file is not None and table_file.is_file() else None
-            queue = annotation_queue(read_quality(folder / QUALITY), cases=cases, **self.config.queue.model_dump())
+            queue = annotation_queue(read_quality(folder / QUALITY), cases=cases, **self.config.queue.limits())
         except (CaseTableError, SelectionError) as error:  # the training itself is done and good
             self.print_to_log_file(f"no annotation queue: {error}")
             return

@@ -29,12 +29,14 @@ def pool(
 
     Example: `nnunet-qa pool -d 101 -c 2d --jobs 8`
     """
+    from nnunet_qa.data.journal import refuse_unsettled
     from nnunet_qa.data.pool import pool_images, prepare_pool
 
     raw = raw_dataset_folder(dataset)
     preprocessed = preprocessed_dataset_folder(dataset)
     plans = read_plans(dataset, plans_identifier)
     dataset_json = read_json(preprocessed / "dataset.json")
+    refuse_unsettled(raw)
     images = pool_images(raw, dataset_json)
     if not images:
         raise DatasetError(f"{raw / 'imagesUn'}: no unlabelled image there; put some in, named like case_0000.nii.gz")

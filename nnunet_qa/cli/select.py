@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-_DEFAULT_NUMBER = 20
+from nnunet_qa.config import DEFAULT_NUMBER, limits
+
 _SHOWN = 20
 
 
@@ -23,7 +24,7 @@ def select(
     cases: Path | None = typer.Option(None, "--cases", help="A case table, instead of -d."),
     threshold: float | None = typer.Option(None, "--threshold", help="Take cases with Q below this, in [0, 1]."),
     number: int | None = typer.Option(
-        None, "-n", help=f"Take at most so many, lowest Q first. Default {_DEFAULT_NUMBER} without --threshold."
+        None, "-n", help=f"Take at most so many, lowest Q first. Default {DEFAULT_NUMBER} without --threshold."
     ),
     per_subject: int | None = typer.Option(None, "--per-subject", help="Take at most so many of one subject."),
     roles: list[str] | None = typer.Option(
@@ -51,9 +52,7 @@ def select(
         console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
     queue = annotation_queue(
         read_quality(quality),
-        threshold=threshold,
-        number=_DEFAULT_NUMBER if number is None and threshold is None else number,
-        per_subject=per_subject,
+        **limits(threshold, number, per_subject),
         roles=roles or None,
         cases=CaseTable.read(path) if path is not None else None,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from skimage.io import imread, imsave
 
+from nnunet_qa.data.nifti import check_whole
 from nnunet_qa.errors import ImageError
 from nnunet_qa.files import replacing
 
@@ -57,6 +58,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         ImageError: the file is missing, truncated or in no known format.
     """
+    check_whole(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:

@@ -141,11 +141,13 @@ class QAPredictor(nnUNetPredictor):
 
     Attributes:
         last_quality: Q of the case that was predicted last.
+        before_case: called with the identifier of each case that is about to be predicted from files.
         on_case: called with the quality of each predicted case, as soon as it is known.
         second_output_name: given the (truncated) output file of a case, where to write the second output's
             segmentation; None to write none.
     """
 
+    before_case: Callable[[str], None] | None = None
     on_case: Callable[[CaseQuality], None] | None = None
     second_output_name: Callable[[str], str] | None = None
     last_quality: CaseQuality | None = None
@@ -229,6 +231,8 @@ class QAPredictor(nnUNetPredictor):
     def _remembering(self, data_iterator: Any) -> Iterator[Any]:
         for item in data_iterator:
             self._current = item
+            if self.before_case is not None and item["ofile"] is not None:
+                self.before_case(os.path.basename(item["ofile"]))
             yield item
         if hasattr(data_iterator, "_finish"):
             data_iterator._finish()

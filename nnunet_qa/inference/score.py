@@ -23,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_qa import __version__
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable
+from nnunet_qa.data.nifti import check_whole
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import case_files
 from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError
@@ -178,6 +179,7 @@ class _Run:
         if self.options.save_second:
             make_folder(self.partial / SECOND)
             predictor.second_output_name = lambda name: os.path.join(self.partial, SECOND, os.path.basename(name))
+        predictor.before_case = lambda case: _check_whole(found[case])
         predictor.on_case = self._write_rows
         previous = self.options.previous_stage
         try:
@@ -272,12 +274,20 @@ def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
     """
     for case, paths in found.items():
         try:
+            _check_whole(paths)
             PlansManager(predictor.plans_manager.plans).image_reader_writer_class().read_images(
                 [os.fspath(p) for p in paths]
             )
+        except ImageError:
+            raise
         except Exception as error:
             lines = str(error).strip().splitlines() or ["channels of different shape or spacing"]
             raise ImageError(f"{paths[0]}: the case {case} cannot be read: {lines[-1]}") from error
+
+
+def _check_whole(paths: list[Path]) -> None:
+    for path in paths:
+        check_whole(path)
 
 
 def _is_readable(path: Path) -> bool:

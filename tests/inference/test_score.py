@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,7 @@ def test_parts_give_the_same_table_as_one_run(model: Path, images: Path, tmp_pat
 SCRIPT = """
 import sys
 from pathlib import Path
+from typing import Any
 from typing import Any
 import torch
 from nnunet_qa.inference.score import ScoreOptions, score_folder
