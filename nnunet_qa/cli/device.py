@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from enum import Enum
-
-import torch
+from typing import TYPE_CHECKING
 
 from nnunet_qa.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Device(str, Enum):
@@ -24,6 +26,8 @@ def chosen_device(wanted: Device | None) -> torch.device:
     Raises:
         ModelError: the device is not there.
     """
+    import torch  # takes seconds, and most commands need none
+
     if wanted is None:
         wanted = Device.CUDA if torch.cuda.is_available() else Device.CPU
     if wanted is Device.CUDA and not torch.cuda.is_available():

@@ -48,14 +48,14 @@ def select(
             raise SelectionError(f'unknown role "{role}"{nearest(role, known)}; roles are {", ".join(known)}')
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     path = find_cases(dataset, cases)
-    if path is None:
-        console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
     queue = annotation_queue(
         read_quality(quality),
         **limits(threshold, number, per_subject),
         roles=roles or None,
         cases=CaseTable.read(path) if path is not None else None,
     )
+    if path is None:
+        console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
     target = output if output is not None else quality.parent / FILE_NAME
     write_queue(target, queue)
     shown = Table("rank", "case", "subject", "Q", "reason", title="Annotate next")
