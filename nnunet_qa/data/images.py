@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from skimage.io import imread, imsave
 
-from nnunet_qa.data.nifti import check_whole
+from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import ImageError
 from nnunet_qa.files import replacing
 
@@ -58,7 +58,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         ImageError: the file is missing, truncated or in no known format.
     """
-    check_whole(path)
+    check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:

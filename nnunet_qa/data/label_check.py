@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_qa.data.images import check_finite, check_label_values, label_values
-from nnunet_qa.data.nifti import check_whole
+from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import DatasetError, ImageError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class LabelChecker:
 
     def _read(self, paths: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
         for path in paths:
-            check_whole(path)
+            check_nifti(path)
         try:
             with _silence():
                 return self.reader.read_images([os.fspath(path) for path in paths])

@@ -26,7 +26,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_qa.data.images import check_finite
-from nnunet_qa.data.nifti import check_whole
+from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import DatasetError, ImageError, NnunetQAError
 from nnunet_qa.files import make_folder, storage_error
 from nnunet_qa.progress import track
@@ -204,7 +204,7 @@ def _preprocess(
     preprocessor = chosen.preprocessor_class(verbose=False)
     start = os.fspath(partial / case)
     for path in paths:
-        check_whole(path)
+        check_nifti(path)
     try:
         preprocessor.run_case_save(start, [os.fspath(path) for path in paths], None, manager, chosen, dataset_json)
         check_finite(np.asarray(blosc2.open(f"{start}.b2nd", mode="r")[:]), f"{paths[0]} (after normalisation)")

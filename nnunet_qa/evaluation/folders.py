@@ -12,7 +12,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from nnunet_qa.data.images import NATURAL_ENDINGS, check_label_values, label_values, read_picture, read_volume
-from nnunet_qa.data.nifti import check_whole
+from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value, overlaps
 from nnunet_qa.progress import track
@@ -99,7 +99,7 @@ def _compare(case: str, prediction: Path, truth: Path, protocol: Protocol) -> di
 
 
 def _read(path: Path, protocol: Protocol) -> np.ndarray:
-    check_whole(path)
+    check_nifti(path)
     array = read_volume(path)[0] if protocol.volumes else read_picture(path)
     check_label_values(array, protocol.allowed, str(path))
     return array

@@ -209,6 +209,27 @@ class QAPredictor(nnUNetPredictor):
         finally:
             self._current = None
 
+    def predict_single_npy_array(
+        self,
+        input_image: np.ndarray,
+        image_properties: dict,
+        segmentation_previous_stage: np.ndarray | None = None,
+        output_file_truncated: str | None = None,
+        save_or_return_probabilities: bool = False,
+    ) -> Any:
+        """As nnUNetPredictor's; `last_quality` holds the quality. The preprocessor adds to `image_properties`."""
+        self._current = {"ofile": output_file_truncated, "data_properties": image_properties}
+        try:
+            return super().predict_single_npy_array(
+                input_image,
+                image_properties,
+                segmentation_previous_stage,
+                output_file_truncated,
+                save_or_return_probabilities,
+            )
+        finally:
+            self._current = None
+
     def quality_of_preprocessed(
         self, data: torch.Tensor, properties: dict[str, Any], case_id: str
     ) -> tuple[CaseQuality, torch.Tensor]:

@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_qa import __version__
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable
-from nnunet_qa.data.nifti import check_whole
+from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import case_files
 from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError
@@ -179,7 +179,7 @@ class _Run:
         if self.options.save_second:
             make_folder(self.partial / SECOND)
             predictor.second_output_name = lambda name: os.path.join(self.partial, SECOND, os.path.basename(name))
-        predictor.before_case = lambda case: _check_whole(found[case])
+        predictor.before_case = lambda case: _check_files(found[case])
         predictor.on_case = self._write_rows
         previous = self.options.previous_stage
         try:
@@ -274,7 +274,7 @@ def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
     """
     for case, paths in found.items():
         try:
-            _check_whole(paths)
+            _check_files(paths)
             PlansManager(predictor.plans_manager.plans).image_reader_writer_class().read_images(
                 [os.fspath(p) for p in paths]
             )
@@ -285,9 +285,9 @@ def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
             raise ImageError(f"{paths[0]}: the case {case} cannot be read: {lines[-1]}") from error
 
 
-def _check_whole(paths: list[Path]) -> None:
+def _check_files(paths: list[Path]) -> None:
     for path in paths:
-        check_whole(path)
+        check_nifti(path)
 
 
 def _is_readable(path: Path) -> bool:

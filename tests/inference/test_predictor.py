@@ -28,7 +28,7 @@ def write_model(folder: Path, dataset: str, configuration: str, folds: int) -> P
         trainer = trainer_of(dataset, configuration, fold)
         trainer.initialize()
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        (model / f"fold_{fold}").mkdir(parents=True)
+        (model / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
         trainer.save_checkpoint(os.fspath(model / f"fold_{fold}" / "checkpoint_final.pth"))
     (model / "plans.json").write_bytes((source / "nnUNetPlans.json").read_bytes())
     (model / "dataset.json").write_bytes((source / "dataset.json").read_bytes())
