@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from nnunet_qa.config import HeadWeights, QAConfig
@@ -89,3 +90,11 @@ def test_everything_off() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         QAConfig().head_weights = HeadWeights.ALL  # type: ignore[misc]
+
+
+def test_the_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "qa-yaml.md").read_text(encoding="utf-8")
+    path = tmp_path / "qa.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert QAConfig.read(path) == QAConfig()
+    assert set(yaml.safe_load(path.read_text())) == set(QAConfig.model_fields)
