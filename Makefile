@@ -1,8 +1,10 @@
 # Everything runs from .venv, which is made on first use: nothing has to be activated.
 # Choose the interpreter with `make PYTHON=python3.12 …`; choose where packages come from with pip's own settings
-# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), for example for a CPU build of torch and torchvision.
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL), for example for a CPU build of torch and torchvision. `make JOBS=8 test` runs
+# the tests in eight processes.
 
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -15,12 +17,13 @@ help: ## List the targets
 
 # The stamp is written last, so that an installation that broke off is done again.
 $(STAMP): setup.py pyproject.toml
+	@echo "installing into $(VENV); with the CUDA build of PyTorch this takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
 
 test: lint ## Lint, types and tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --cov --cov-report=term
 
 lint: $(STAMP) ## ruff, codespell and mypy, changing nothing
 	$(BIN)/ruff check .

@@ -97,8 +97,7 @@ def check_torch() -> Check:
             name,
             False,
             f"{torch.__version__}, but torchvision cannot be imported with it ({_line(error)}), and without it nnU-Net "
-            "finds no trainer; install both from one index, for example `pip install torch torchvision --index-url "
-            "https://download.pytorch.org/whl/cpu`",
+            "finds no trainer; install both in the same build, as a plain `pip install torch torchvision` does",
         )
     return Check(name, True, f"{torch.__version__} with torchvision {torchvision.__version__}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 import typer
 from rich.console import Console
@@ -44,6 +45,8 @@ def _options(
 def main() -> None:
     """Run the command line; errors that the user can mend become one line and exit status 2."""
     debug = "--debug" in sys.argv
+    # libraries below nnU-Net announce what they will drop one day; that is not the user's business
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         app()
     except NnunetQAError as error:
