@@ -107,7 +107,7 @@ def test_torch_without_matching_torchvision(imports: dict[str, Any]) -> None:
     assert not check.ok
     assert "2.9.0+cpu" in check.text
     assert "RuntimeError: operator torchvision::nms does not exist" in check.text
-    assert "finds no trainer; install both from one index" in check.text
+    assert "finds no trainer; install both in the same build" in check.text
 
 
 def test_no_torch(imports: dict[str, Any]) -> None:
