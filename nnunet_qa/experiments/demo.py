@@ -29,7 +29,10 @@ from nnunet_qa.reports.figures import Panel, disagreement_picture, panel_title
 NUMBER, NAME = 900, "OCTPhantom"
 PLANS = "nnUNetPlansSmall"
 MARK = "demo.json"
-SETTINGS = "training: {epochs: 12, iterations_per_epoch: 40, val_iterations_per_epoch: 5}\nqueue: {number: 10}\n"
+SETTINGS = """\
+training: {epochs: 18, iterations_per_epoch: 40, val_iterations_per_epoch: 5, initial_lr: 0.04}
+queue: {number: 10}
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Demo:
         """Draw six subjects in the layout of Chiu et al. 2015, each annotated in part; the last two are for testing."""
         if not (self.folder / ".phantom-done").is_file():
             rng = np.random.default_rng(2015)
-            write_chiu(self.folder, rng, subjects=6, rows=248, columns=384, bscans=12, annotated=8)
+            write_chiu(self.folder, rng, subjects=6, rows=248, columns=384, bscans=12, annotated=8, severity=0.7)
             write_text(self.folder / ".phantom-done", "")
 
     def run(self) -> Iterator[Step]:
