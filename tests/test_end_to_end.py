@@ -83,11 +83,11 @@ def test_the_whole_loop_runs_as_commands(dataset: str, tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_qa_yaml_is_one_line_below_nnunets_command_too(dataset: str, tmp_path: Path) -> None:
-    (tmp_path / "nnUNet_raw" / dataset / "qa.yaml").write_text("queu: {number: 3}")
+    (tmp_path / "nnUNet_raw" / dataset / "qa.yaml").write_text("queues: {number: 3}")
     command = [str(BIN / "nnUNetv2_train"), "701", "2d", "0", "-tr", "QAsemiTrainer", "-device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith('qa.yaml: unknown key "queu" (did you mean "queue"?)')
+    assert done.stderr.splitlines()[-1].endswith('qa.yaml: unknown key "queues" (did you mean "queue"?)')
     assert "Traceback" not in done.stderr
 
 
