@@ -53,7 +53,11 @@ def evaluated(lines: str, variable: str) -> str:
 
 
 def test_names_are_those_that_the_rest_of_the_package_uses() -> None:
-    assert (*FOLDERS, EXT_TRAINER) == (paths.RAW, paths.PREPROCESSED, paths.RESULTS, paths.EXT_TRAINER)
+    import nnunetv2.paths as nnunet
+
+    known = (nnunet.nnUNet_raw, nnunet.nnUNet_preprocessed, nnunet.nnUNet_results, nnunet.nnUNet_extTrainer)
+    assert (*FOLDERS, EXT_TRAINER) == tuple(path.env_var_name for path in known)
+    assert (paths.RAW, paths.PREPROCESSED, paths.RESULTS) == FOLDERS
 
 
 def test_folder_holds_the_shim_and_nothing_else_that_nnunet_would_import() -> None:

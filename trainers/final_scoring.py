@@ -17,7 +17,6 @@ from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunet_qa.cases import Role
-from nnunet_qa.data.pool import prepare_pool
 from nnunet_qa.inference.predictor import QAPredictor
 
 if TYPE_CHECKING:
@@ -107,17 +106,7 @@ def _ending(path: str) -> str:
 def _save_for_next_stages(trainer: QAsemiTrainer, case: str, logits: torch.Tensor, properties: dict[str, Any]) -> None:
     """Hand a pool case's segmentation to the next stages of the cascade, as nnU-Net does for validation cases."""
     for stage in trainer.configuration_manager.next_stage_names or []:
-        pool = trainer.next_stage_pools.get(stage)
-        if pool is None:
-            pool = trainer.next_stage_pools[stage] = prepare_pool(
-                trainer.pool_images,
-                Path(trainer.preprocessed_dataset_folder_base),
-                trainer.plans_manager.plans,
-                stage,
-                trainer.dataset_json,
-                jobs=trainer.config.pool.jobs,
-            )
-        dataset = pool.dataset()
+        dataset = trainer.next_stage_pools[stage].dataset()
         folder = os.path.join(trainer.output_folder_base, "predicted_next_stage", stage)
         maybe_mkdir_p(folder)
         resample_and_save(

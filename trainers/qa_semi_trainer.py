@@ -129,12 +129,8 @@ class QAsemiTrainer(nnUNetTrainer):
             self._pool_loader = self._open_pool_loader()
 
     def _prepare_pool(self) -> None:
-        if self.local_rank == 0:
-            self.print_to_log_file(f"unlabelled pool: {len(self.pool_images)} cases")
-            self.pool = self._preprocessed_pool()
-        if self.is_ddp:
-            dist.barrier()
-        self.pool = self.pool or self._preprocessed_pool()  # the other ranks find everything done
+        self.print_to_log_file(f"unlabelled pool: {len(self.pool_images)} cases")
+        self.pool = self._preprocessed_pool(self.configuration_name)
         previous = self.folder_with_segs_from_previous_stage
         if previous is not None:
             missing = [
@@ -146,15 +142,21 @@ class QAsemiTrainer(nnUNetTrainer):
                     f"train {self.configuration_manager.previous_stage_name} with {type(self).__name__} first"
                 )
 
-    def _preprocessed_pool(self) -> PreprocessedPool:
-        return prepare_pool(
+    def _preprocessed_pool(self, configuration: str) -> PreprocessedPool:
+        """The pool of a configuration; under DDP rank 0 makes it and the others then find everything done."""
+        if self.local_rank != 0:
+            dist.barrier()
+        pool = prepare_pool(
             self.pool_images,
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager.plans,
-            self.configuration_name,
+            configuration,
             self.dataset_json,
             jobs=self.config.pool.jobs,
         )
+        if self.is_ddp and self.local_rank == 0:
+            dist.barrier()
+        return pool
 
     def _open_pool_loader(self) -> PoolLoader:
         transforms = self.get_validation_transforms(
@@ -252,6 +254,8 @@ class QAsemiTrainer(nnUNetTrainer):
             if self.pool is None:
                 self._prepare_pool()
             assert self.pool is not None
+            for stage in self.configuration_manager.next_stage_names or []:
+                self.next_stage_pools[stage] = self._preprocessed_pool(stage)
             rows += score_cases(self, self.pool.dataset(self.folder_with_segs_from_previous_stage), Role.UNLABELLED)
         if self.is_ddp:
             rows = gathered(rows, self.world_size)

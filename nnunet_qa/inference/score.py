@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def score_folder(
     todo = [case for case in sorted(found)[options.part_id :: options.num_parts] if not run.is_done(case)]
     if todo:
         predictor = _predictor(model_folder, folds, options, device, show_progress=show_progress)
+        _check_previous_stage(predictor, options.previous_stage, todo, dataset_json["file_ending"])
         run.predict(predictor, {case: found[case] for case in todo})
     return run.merge(sorted(found), model_folder)
 
@@ -262,8 +264,31 @@ def _predictor(
         allow_tqdm=show_progress,
     )
     chosen = tuple(fold if fold == "all" else int(fold) for fold in folds)
-    predictor.initialize_from_trained_model_folder(os.fspath(model_folder), chosen, options.checkpoint)
+    try:
+        predictor.initialize_from_trained_model_folder(os.fspath(model_folder), chosen, options.checkpoint)
+    except Exception as error:  # a damaged checkpoint, a trainer that nnU-Net does not find, other plans
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{model_folder}: the model cannot be loaded: {lines[0]}") from error
     return predictor
+
+
+def _check_previous_stage(predictor: QAPredictor, folder: str | None, cases: Iterable[str], ending: str) -> None:
+    """A cascaded model needs the previous stage's segmentation of every case.
+
+    Raises:
+        ModelError: the folder was not given.
+        DatasetError: a case is not in it.
+    """
+    stage = predictor.configuration_manager.previous_stage_name
+    if stage is None:
+        return
+    if folder is None:
+        raise ModelError(
+            f"this model continues from {stage}; give the folder of its predictions: -prev_stage_predictions"
+        )
+    for case in cases:
+        if not (Path(folder) / f"{case}{ending}").is_file():
+            raise DatasetError(f"{Path(folder) / f'{case}{ending}'}: not found; predict the case with {stage} first")
 
 
 def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from skimage.io import imread, imsave
 
 from nnunet_qa.data.paths import raw_dataset_folder
 from nnunet_qa.errors import DatasetError, ImageError, ModelError
-from nnunet_qa.inference.score import ScoreOptions, find_case_table, score_folder
+from nnunet_qa.inference.score import ScoreOptions, _check_previous_stage, find_case_table, score_folder
 from tests.inference.test_predictor import write_model
 from tests.phantom import run, tree
 
@@ -79,6 +80,7 @@ def test_parts_give_the_same_table_as_one_run(model: Path, images: Path, tmp_pat
 SCRIPT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from typing import Any
 import torch
@@ -160,3 +162,20 @@ def test_an_empty_folder_and_a_truncated_image_are_named(model: Path, images: Pa
     assert not (tmp_path / "out" / "quality.csv").exists()
     shutil.copy(images / bad.name, bad)
     assert score(model, tmp_path / "images", tmp_path / "out") is not None
+
+
+def test_a_cascaded_model_wants_the_previous_stage(tmp_path: Path) -> None:
+    predictor = SimpleNamespace(configuration_manager=SimpleNamespace(previous_stage_name="3d_lowres"))
+    with pytest.raises(ModelError, match="continues 3d_lowres"):
+        _check_previous_stage(predictor, None, ["A"], ".nii.gz")  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match=r"A\.nii\.gz: not found; predict the case with 3d_lowres first"):
+        _check_previous_stage(predictor, str(tmp_path), ["A"], ".nii.gz")  # type: ignore[arg-type]
+    (tmp_path / "A.nii.gz").touch()
+    _check_previous_stage(predictor, str(tmp_path), ["A"], ".nii.gz")  # type: ignore[arg-type]
+
+
+def test_a_damaged_checkpoint_is_one_line(model: Path, images: Path, tmp_path: Path) -> None:
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
+        score(model, images, tmp_path / "out", folds=("0",))
