@@ -166,7 +166,7 @@ def test_an_empty_folder_and_a_truncated_image_are_named(model: Path, images: Pa
 
 def test_a_cascaded_model_wants_the_previous_stage(tmp_path: Path) -> None:
     predictor = SimpleNamespace(configuration_manager=SimpleNamespace(previous_stage_name="3d_lowres"))
-    with pytest.raises(ModelError, match="continues 3d_lowres"):
+    with pytest.raises(ModelError, match="continues from 3d_lowres"):
         _check_previous_stage(predictor, None, ["A"], ".nii.gz")  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match=r"A\.nii\.gz: not found; predict the case with 3d_lowres first"):
         _check_previous_stage(predictor, str(tmp_path), ["A"], ".nii.gz")  # type: ignore[arg-type]
