@@ -39,7 +39,7 @@ def loaded(name: str, model: Path) -> nnUNetPredictor:
 
 
 def time_ratio(model: Path, dimensions: int) -> tuple[float, float, float]:
-    """Median processor seconds of both and the median of the paired quotients; other work on the machine counts less."""
+    """Median processor seconds of both and the median of the paired quotients (other work counts less)."""
     predictors = [loaded(name, model) for name in KINDS]
     patch = predictors[0].configuration_manager.patch_size
     shape = (1, 4, *(3 * size // 2 for size in patch)) if dimensions == 2 else (1, *(3 * size // 2 for size in patch))
