@@ -58,7 +58,7 @@ class CaseTable:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         except FileNotFoundError as error:
             raise CaseTableError(f"{path}: not found; `nnunet-qa cases` writes one from the file names") from error
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise CaseTableError(f"{path}: is not a CSV file that can be read: {error}") from error
         return cls._validated(frame, str(path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,14 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files that a killed run left in `folder`."""
     for left in folder.glob(f"{_PARTIAL}*"):
         left.unlink(missing_ok=True)
+
+
+def clear(folder: Path, mark: Path) -> None:
+    """Delete what is in a folder, last of all the file that says whose folder it is, so that a kill leaves it known."""
+    for path in folder.iterdir():
+        if path != mark:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    mark.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

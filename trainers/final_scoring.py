@@ -17,7 +17,7 @@ from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
 from nnunet_qa.cases import Role
-from nnunet_qa.inference.predictor import QAPredictor
+from nnunet_qa.inference.predictor import QAPredictor, unwrapped
 
 if TYPE_CHECKING:
     from .qa_semi_trainer import QAsemiTrainer
@@ -43,7 +43,7 @@ def score_cases(trainer: QAsemiTrainer, dataset: Any, role: Role) -> list[dict[s
         allow_tqdm=False,
     )
     predictor.manual_initialization(
-        trainer.network,
+        unwrapped(trainer.network),
         trainer.plans_manager,
         trainer.configuration_manager,
         None,
@@ -70,13 +70,13 @@ def score_cases(trainer: QAsemiTrainer, dataset: Any, role: Role) -> list[dict[s
     return rows
 
 
-def with_true_dice(rows: Iterable[dict[str, Any]], summary_file: Path, classes: tuple[str, ...]) -> pd.DataFrame:
+def with_true_dice(rows: Iterable[dict[str, Any]], summary_file: Path, classes: dict[str, str]) -> pd.DataFrame:
     """Table of rows in which validation cases have their true Dice.
 
     Args:
         rows: rows of `score_cases`.
         summary_file: nnU-Net's `validation/summary.json`.
-        classes: names of the classes in the order in which nnU-Net evaluates them.
+        classes: name of each class by its key in the summary; the file sorts its keys as texts.
 
     Returns:
         The rows with `dice` (mean over classes) and `dice_<label>`; a class that is rightly left empty counts 1.
@@ -86,10 +86,10 @@ def with_true_dice(rows: Iterable[dict[str, Any]], summary_file: Path, classes: 
     truth: dict[str, list[float]] = {}
     for entry in summary["metric_per_case"]:
         case = os.path.basename(entry["prediction_file"]).removesuffix(_ending(entry["prediction_file"]))
-        values = [metrics["Dice"] for metrics in entry["metrics"].values()]
+        values = [entry["metrics"][key]["Dice"] for key in classes]
         truth[case] = [1.0 if value is None or np.isnan(value) else float(value) for value in values]
     is_case = (table["level"] == "case") & table["case_id"].isin(list(truth)) & (table["role"] == Role.LABELLED.value)
-    for number, name in enumerate(("", *classes)):
+    for number, name in enumerate(("", *classes.values())):
         column = f"dice_{name}" if name else "dice"
         table[column] = np.nan
         for index in table.index[is_case]:

@@ -35,11 +35,15 @@ class QALocalLogger(LocalLogger):
     def load_checkpoint(self, checkpoint: dict) -> None:
         """Restore what was logged; epochs of a training that did not log these quantities count as not a number."""
         super().load_checkpoint(checkpoint)
+        for key in set(DISAGREEMENT) - set(self.keys):  # a list that no longer grows would stop nnU-Net's plot
+            self.my_fantastic_logging.pop(key, None)
         self._add_keys()
 
     def plot_progress_png(self, output_folder: str) -> None:
         """Draw nnU-Net's progress.png, then put the disagreement of each epoch below it."""
         super().plot_progress_png(output_folder)
+        if not self.keys:
+            return
         path = Path(output_folder) / "progress.png"
         picture = imread(path)
         panel = self._panel(width=picture.shape[1], channels=picture.shape[2])
@@ -49,7 +53,8 @@ class QALocalLogger(LocalLogger):
     def _add_keys(self) -> None:
         epochs = len(self.my_fantastic_logging["epoch_end_timestamps"])
         for key in self.keys:
-            self.my_fantastic_logging.setdefault(key, [math.nan] * epochs)
+            values = self.my_fantastic_logging.setdefault(key, [])
+            values += [math.nan] * (epochs - len(values))
 
     def _panel(self, *, width: int, channels: int) -> np.ndarray:
         dpi = 100

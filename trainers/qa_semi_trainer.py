@@ -28,9 +28,9 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import QAConfig
 from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import raw_dataset_folder_if_known
-from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool
+from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool, refuse_overlap
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
-from nnunet_qa.data.splits import grouped_splits, write_splits
+from nnunet_qa.data.splits import grouped_splits, read_splits, write_splits
 from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 from nnunet_qa.inference.predictor import class_names
 from nnunet_qa.quality.disagreement import agreement_of_outputs
@@ -78,11 +78,13 @@ class QAsemiTrainer(nnUNetTrainer):
         self.pool_images: dict[str, list[Path]] = {}
         if self.config.pool.enabled and self.raw_dataset_folder is not None:
             self.pool_images = pool_images(self.raw_dataset_folder, dataset_json)
+            refuse_overlap(self.raw_dataset_folder, self.pool_images, dataset_json["file_ending"])
         self._pool_loader: PoolLoader | None = None
         self._measured: list[float] = []
+        keys: tuple[str, ...] = ()
         if self.config.scoring.every_epoch:
             keys = ("disagreement_val", "disagreement_pool") if self._pool_is_measured else ("disagreement_val",)
-            self.logger.local_logger = QALocalLogger(keys, self.logger.local_logger.verbose)
+        self.logger.local_logger = QALocalLogger(keys, self.logger.local_logger.verbose)
 
     @property
     def _pool_is_measured(self) -> bool:
@@ -116,12 +118,19 @@ class QAsemiTrainer(nnUNetTrainer):
             cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
             write_splits(path.parent, grouped_splits({case: subjects.get(case, case) for case in cases}))
             self.print_to_log_file(f"folds grouped by subject written to {path}")
+        if self.fold != "all" and path.is_file() and self.fold >= len(folds := read_splits(path)):
+            raise DatasetError(
+                f"{path}: has {len(folds)} folds, counted from 0, and no fold {self.fold}; nnU-Net would draw one that "
+                "parts subjects. Choose another fold, or all"
+            )
         return super().do_split()
 
     def on_train_start(self) -> None:
         """Preprocess the pool once, then start as nnU-Net does."""
         if self.raw_dataset_folder is not None:
             refuse_unsettled(self.raw_dataset_folder)
+        if not self.was_initialized:
+            self.initialize()  # refuses unsuitable plans before hours go into the pool
         if self.pool_images:
             self._prepare_pool()
         super().on_train_start()
@@ -261,8 +270,10 @@ class QAsemiTrainer(nnUNetTrainer):
             rows = gathered(rows, self.world_size)
         if self.local_rank == 0:
             summary = Path(self.output_folder) / "validation" / "summary.json"
-            classes = class_names(self.dataset_json, self.label_manager)
-            self._write_scores(with_true_dice(rows, summary, classes))
+            labels = self.label_manager
+            values = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+            names = class_names(self.dataset_json, labels)
+            self._write_scores(with_true_dice(rows, summary, dict(zip(map(str, values), names, strict=True))))
 
     def _write_scores(self, table: pd.DataFrame) -> None:
         folder = Path(self.output_folder)

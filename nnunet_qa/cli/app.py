@@ -13,7 +13,6 @@ from rich.console import Console
 from nnunet_qa import __version__
 from nnunet_qa.cli import cases, convert, demo, doctor, env, evaluate, plans, pool, promote, score, select
 from nnunet_qa.errors import NnunetQAError
-from nnunet_qa.files import storage_error
 
 app = typer.Typer(
     name="nnunet-qa",
@@ -56,7 +55,7 @@ def main() -> None:
     except OSError as error:
         if debug or error.filename is None:
             raise
-        _fail(str(storage_error(os.fsdecode(error.filename), error)))
+        _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
 
 
 def _fail(line: str) -> None:

@@ -174,8 +174,12 @@ def refuse_unsettled(dataset_folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder against a second change at the same time; the system lets go when the process ends, however.
+
+    Args:
+        folder: the folder.
+        wait: wait for another process to finish, instead of refusing.
 
     Raises:
         DatasetError: another process holds it.
@@ -186,7 +190,7 @@ def locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise DatasetError(f"{folder}: another process is changing this dataset; wait for its end") from error
         except OSError as error:  # some network disks know no locks

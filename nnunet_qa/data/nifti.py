@@ -50,7 +50,7 @@ def check_nifti(path: Path) -> None:
             found, wrong = _read_through(file, header, layout)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: not found") from error
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, struct.error) as error:
         raise ImageError(f"{path}: cannot be read as an image (truncated or another format?): {error}") from error
     if layout is None:
         raise ImageError(f"{path}: cannot be read as an image: it has no NIfTI header")

@@ -40,7 +40,7 @@ def dataset_name(dataset: str) -> str:
     """
     if _NAME.fullmatch(dataset):
         return dataset
-    if not dataset.isdigit() or int(dataset) > 999:
+    if not dataset.isdecimal() or int(dataset) > 999:
         raise DatasetError(f'"{dataset}" is neither a dataset number (1 to 999) nor a name like Dataset101_OCT')
     folders = [Path(os.environ[name]) for name in (RAW, PREPROCESSED, RESULTS) if os.environ.get(name)]
     if not folders:

@@ -26,6 +26,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_qa.data.images import check_finite
+from nnunet_qa.data.journal import locked
 from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import DatasetError, ImageError, NnunetQAError
 from nnunet_qa.files import make_folder, storage_error
@@ -91,6 +92,19 @@ def pool_images(raw_dataset_folder: Path, dataset_json: dict[str, Any]) -> dict[
     return case_files(folder, dataset_json["file_ending"], len(dataset_json["channel_names"]))
 
 
+def refuse_overlap(raw_dataset_folder: Path, images: dict[str, list[Path]], file_ending: str) -> None:
+    """Refuse a case that is annotated and in the pool at once.
+
+    Raises:
+        DatasetError: names the first such case.
+    """
+    for case in images:
+        if (raw_dataset_folder / "imagesTr" / f"{case}_0000{file_ending}").is_file():
+            raise DatasetError(
+                f"{raw_dataset_folder}: the case {case} is in imagesTr and in {IMAGES}; remove one of them"
+            )
+
+
 def pool_folder(preprocessed_dataset_folder: Path, data_identifier: str) -> Path:
     """Folder of the preprocessed pool of a configuration."""
     return preprocessed_dataset_folder / f"{data_identifier}{SUFFIX}"
@@ -129,24 +143,27 @@ def prepare_pool(
     folder = make_folder(
         pool_folder(preprocessed_dataset_folder, manager.get_configuration(configuration).data_identifier)
     )
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    stamps = {case: _stamp(paths, plans, configuration) for case, paths in images.items()}
-    _remove_strangers(folder, set(images))
-    todo = [case for case in sorted(images) if _made_from(folder, case) != stamps[case]]
-    if todo:
-        logger.info("preprocessing %d of %d pool cases into %s", len(todo), len(images), folder)
-        make_folder(partial)
-        work = (
-            delayed(_preprocess)(case, images[case], folder, partial, plans, configuration, dataset_json, stamps[case])
-            for case in todo
-        )
-        done = Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
-        try:
-            for _ in track(done, f"preprocessing the pool ({configuration})", len(todo)):
-                pass
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with locked(folder, wait=True):  # folds are often trained side by side
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        stamps = {case: _stamp(paths, plans, configuration) for case, paths in images.items()}
+        _remove_strangers(folder, set(images))
+        todo = [case for case in sorted(images) if _made_from(folder, case) != stamps[case]]
+        if todo:
+            logger.info("preprocessing %d of %d pool cases into %s", len(todo), len(images), folder)
+            make_folder(partial)
+            work = (
+                delayed(_preprocess)(
+                    case, images[case], folder, partial, plans, configuration, dataset_json, stamps[case]
+                )
+                for case in todo
+            )
+            done = Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
+            try:
+                for _ in track(done, f"preprocessing the pool ({configuration})", len(todo)):
+                    pass
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return PreprocessedPool(folder, tuple(sorted(images)))
 
 
@@ -154,7 +171,15 @@ def _stamp(paths: Iterable[Path], plans: dict[str, Any], configuration: str) -> 
     """What a preprocessed case depends on: the image files, and the plans less what only training reads."""
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration).configuration
-    training_only = ("batch_size", "architecture", "patch_size", "batch_dice", "inherits_from")
+    training_only = (
+        "batch_size",
+        "architecture",
+        "patch_size",
+        "batch_dice",
+        "inherits_from",
+        "previous_stage",
+        "next_stage",
+    )
     relevant = {
         "configuration": {key: value for key, value in chosen.items() if key not in training_only},
         "intensities": plans.get("foreground_intensity_properties_per_channel"),

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +26,11 @@ from nnunet_qa.data.images import (
     label_values,
     write_image,
 )
+from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import PREPROCESSED, RAW, base_folder, new_dataset_name, read_json
 from nnunet_qa.data.splits import grouped_splits, write_splits
 from nnunet_qa.errors import DatasetError, ImageError
-from nnunet_qa.files import make_folder, remove_leftovers, write_json
+from nnunet_qa.files import clear, make_folder, remove_leftovers, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,14 @@ class RawDataset:
                 raise DatasetError(
                     f"{self.folder}: exists and was not written by a conversion; choose another number or name"
                 )
+            refuse_unsettled(self.folder)
             if overwrite:
-                shutil.rmtree(self.folder)
+                clear(self.folder, record)
             else:
-                self._check_same_settings(read_json(record).get("settings", {}), content["settings"])
+                old = read_json(record)
+                self._check_same_settings(old.get("settings", {}), content["settings"])
+                self._check_nothing_promoted(old.get("annotated"))
+                content |= {"annotated": old["annotated"]} if "annotated" in old else {}
         make_folder(self.folder)
         for name in {name for pair in FOLDERS.values() for name in pair if name}:
             if (self.folder / name).is_dir():
@@ -116,6 +120,13 @@ class RawDataset:
         if changed:
             raise DatasetError(
                 f"{self.folder}: was converted with other settings ({', '.join(changed)}); start anew with --overwrite"
+            )
+
+    def _check_nothing_promoted(self, annotated: int | None) -> None:
+        path = self.folder / "dataset.json"
+        if annotated is not None and path.is_file() and read_json(path).get("numTraining") != annotated:
+            raise DatasetError(
+                f"{self.folder}: cases were promoted since its conversion, which would undo that; choose another number"
             )
 
     def has_case(self, case_id: str, role: Role, *, labelled: bool) -> bool:
@@ -187,6 +198,7 @@ class RawDataset:
         except DatasetError:
             (self.folder / "dataset.json").unlink()
             raise
+        write_json(self.folder / RECORD, {**read_json(self.folder / RECORD), "annotated": len(labelled)})
         return table
 
     def dataset_json(self, num_training: int) -> dict[str, Any]:

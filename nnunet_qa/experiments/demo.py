@@ -20,7 +20,7 @@ from nnunet_qa.data.images import read_picture
 from nnunet_qa.data.phantoms import write_chiu
 from nnunet_qa.environment import EXT_TRAINER, FOLDERS, with_external_trainer
 from nnunet_qa.errors import DatasetError, DependencyError
-from nnunet_qa.files import make_folder, write_text
+from nnunet_qa.files import clear, make_folder, write_text
 from nnunet_qa.inference.score import SECOND
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
@@ -78,7 +78,7 @@ class Demo:
             DatasetError: the folder holds something else.
         """
         if overwrite and (self.folder / MARK).is_file():
-            shutil.rmtree(self.folder)
+            clear(self.folder, self.folder / MARK)
         if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / MARK).is_file():
             raise DatasetError(f"{self.folder}: holds something else than a demo; choose another -o")
         make_folder(self.folder)

@@ -27,9 +27,9 @@ from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import case_files
-from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError
+from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError, StorageError
 from nnunet_qa.files import make_folder, remove_leftovers, storage_error, write_json
-from nnunet_qa.inference.predictor import CaseQuality, QAPredictor
+from nnunet_qa.inference.predictor import CaseQuality, QAPredictor, unwrapped
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import write_quality
 
@@ -108,13 +108,23 @@ def score_folder(
     if not 0 <= options.part_id < options.num_parts:
         raise DatasetError(f"part {options.part_id} of {options.num_parts} does not exist; parts count from 0")
     roles = dict(zip(cases.frame["case_id"], cases.frame["role"], strict=True)) if cases is not None else {}
-    run = _Run(output, dataset_json["file_ending"], options, roles, role)
-    run.begin(model_folder, folds, overwrite=overwrite)
-    todo = [case for case in sorted(found)[options.part_id :: options.num_parts] if not run.is_done(case)]
+    if overwrite and options.num_parts > 1:
+        raise DatasetError("--overwrite would undo what other parts have done; choose another -o instead")
+    predictor = _predictor(model_folder, folds, options, device, show_progress=show_progress)
+    share = sorted(found)[options.part_id :: options.num_parts]
+    _check_previous_stage(predictor, options.previous_stage, share, dataset_json["file_ending"])
+    reader = predictor.plans_manager.image_reader_writer_class()
+    run = _Run(output, dataset_json["file_ending"], options, roles, role, reader)
+    run.begin(model_folder, images, folds, overwrite=overwrite)
+    todo = [case for case in share if not run.is_done(case)]
     if todo:
-        predictor = _predictor(model_folder, folds, options, device, show_progress=show_progress)
-        _check_previous_stage(predictor, options.previous_stage, todo, dataset_json["file_ending"])
+        run.forget(todo)
         run.predict(predictor, {case: found[case] for case in todo})
+        lost = [case for case in todo if not run.is_done(case)]
+        if lost:
+            raise StorageError(
+                f"{output}: {len(lost)} predictions were not written whole ({lost[0]}, …); free space and run again"
+            )
     return run.merge(sorted(found), model_folder)
 
 
@@ -127,15 +137,24 @@ class _Run:
     options: ScoreOptions
     roles: dict[str, str]
     default_role: str
+    reader: Any
 
     @property
     def partial(self) -> Path:
         return self.output / PARTIAL / str(self.options.part_id)
 
-    def begin(self, model_folder: Path, folds: tuple[str, ...], *, overwrite: bool) -> None:
-        kept = ("checkpoint", "step_size", "mirroring", "save_probabilities", "save_second")
+    def begin(self, model_folder: Path, images: Path, folds: tuple[str, ...], *, overwrite: bool) -> None:
+        kept = ("checkpoint", "step_size", "mirroring", "save_probabilities", "save_second", "previous_stage")
         settings = {key: value for key, value in asdict(self.options).items() if key in kept}
-        record = {"nnunet_qa": __version__, "model": os.fspath(model_folder), "folds": list(folds), **settings}
+        weights = [(model_folder / f"fold_{fold}" / self.options.checkpoint).stat() for fold in folds]
+        record = {
+            "nnunet_qa": __version__,
+            "model": os.fspath(model_folder),
+            "folds": list(folds),
+            "weights": [[one.st_size, one.st_mtime_ns] for one in weights],
+            "images": os.fspath(images.resolve()),
+            **settings,
+        }
         path = self.output / RECORD
         if overwrite and path.is_file():
             for name in (PARTIAL, ROWS, SECOND):
@@ -163,14 +182,34 @@ class _Run:
         needed = [self.output / ROWS / f"{case}.json", *self.files(self.output, case), *second]
         return all(path.is_file() for path in needed)
 
+    def _is_readable(self, path: Path) -> bool:
+        """Whether nnU-Net's own reader takes a file that it wrote, so that it is whole."""
+        try:
+            check_nifti(path)
+            return bool(np.size(self.reader.read_seg(os.fspath(path))[0]))
+        except Exception:  # each reader has errors of its own
+            return False
+
+    def forget(self, cases: list[str]) -> None:
+        """Remove what earlier runs left of cases that are predicted now, so that no old file passes for a new one."""
+        (self.output / QUALITY).unlink(missing_ok=True)
+        for case in cases:
+            second = self.output / SECOND / f"{case}{self.ending}"
+            for path in (self.output / ROWS / f"{case}.json", *self.files(self.output, case), second):
+                path.unlink(missing_ok=True)
+
     def rescue(self) -> None:
         """Move what is complete from `.partial` to its place; drop the rest."""
         for folder, target in ((self.partial, self.output), (self.partial / SECOND, self.output / SECOND)):
             for path in sorted(folder.glob(f"*{self.ending}")) if folder.is_dir() else []:
                 case = path.name[: -len(self.ending)]
-                if _is_readable(path):
+                if self._is_readable(path):
                     make_folder(target)
-                    sources = [path] if target.name == SECOND else self.files(folder, case)
+                    # nnU-Net's writer of 3D TIFF puts the spacing beside it
+                    sources = [
+                        folder / f"{case}.json",
+                        *([path] if target.name == SECOND else self.files(folder, case)),
+                    ]
                     for source in sources:
                         if source.is_file():
                             os.replace(source, target / source.name)
@@ -238,13 +277,13 @@ def _check_model(model_folder: Path, options: ScoreOptions) -> tuple[dict[str, A
     folds = options.folds or tuple(
         sorted(
             path.name.removeprefix("fold_")
-            for path in model_folder.glob("fold_[0-9]*")
-            if (path / options.checkpoint).is_file()
+            for path in model_folder.glob("fold_*")
+            if path.name.removeprefix("fold_").isdecimal() and (path / options.checkpoint).is_file()
         )
     )
     if not folds:
         raise ModelError(
-            f"{model_folder}: no fold with {options.checkpoint}; finish a training or choose one with -chk"
+            f"{model_folder}: no fold with {options.checkpoint}; finish a training, or choose others with -f or -chk"
         )
     for fold in folds:
         path = model_folder / f"fold_{fold}" / options.checkpoint
@@ -269,7 +308,24 @@ def _predictor(
     except Exception as error:  # a damaged checkpoint, a trainer that nnU-Net does not find, other plans
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{model_folder}: the model cannot be loaded: {lines[0]}") from error
+    _check_trained_outputs(predictor, model_folder)
     return predictor
+
+
+def _check_trained_outputs(predictor: QAPredictor, model_folder: Path) -> None:
+    """Q compares the two finest outputs; nnU-Net leaves the coarsest one untrained, our trainers none.
+
+    Raises:
+        ModelError: fewer than two outputs were trained.
+    """
+    outputs = len(getattr(getattr(unwrapped(predictor.network), "decoder", None), "seg_layers", ()))
+    trainer = str(predictor.trainer_name)
+    untrained = "NoDeepSupervision" in trainer or (outputs == 2 and not trainer.startswith("QAsemiTrainer"))
+    if outputs < 2 or untrained:
+        raise ModelError(
+            f"{model_folder}: {trainer} trained fewer than two outputs of this network, and Q compares two; use plans "
+            "with at least four stages, or train with QAsemiTrainer"
+        )
 
 
 def _check_previous_stage(predictor: QAPredictor, folder: str | None, cases: Iterable[str], ending: str) -> None:
@@ -280,6 +336,8 @@ def _check_previous_stage(predictor: QAPredictor, folder: str | None, cases: Ite
         DatasetError: a case is not in it.
     """
     stage = predictor.configuration_manager.previous_stage_name
+    if stage is None and folder is not None:
+        raise ModelError("this model continues from no previous stage; leave out -prev_stage_predictions")
     if stage is None:
         return
     if folder is None:
@@ -313,13 +371,3 @@ def _name_culprit(predictor: QAPredictor, found: dict[str, list[Path]]) -> None:
 def _check_files(paths: list[Path]) -> None:
     for path in paths:
         check_nifti(path)
-
-
-def _is_readable(path: Path) -> bool:
-    from nnunet_qa.data.images import NATURAL_ENDINGS, read_picture, read_volume
-
-    try:
-        array = read_picture(path) if path.name.endswith(NATURAL_ENDINGS) else read_volume(path)[0]
-    except ImageError:
-        return False
-    return bool(np.size(array))

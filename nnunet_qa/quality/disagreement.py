@@ -48,6 +48,7 @@ def jaccard(intersection: torch.Tensor, union: torch.Tensor) -> torch.Tensor:
     >>> jaccard(torch.tensor([1, 0]), torch.tensor([4, 0])).tolist()
     [0.25, 1.0]
     """
+    intersection, union = intersection.cpu(), union.cpu()  # MPS knows no float64
     ratio = intersection.double() / union.clamp(min=1).double()
     return torch.where(union == 0, torch.ones_like(ratio), ratio)
 

@@ -40,7 +40,7 @@ def read_quality(path: Path, level: Literal["case", "slice"] = "case") -> pd.Dat
         table = pd.read_csv(path, dtype={"case_id": str, "role": str, "level": str}, keep_default_na=True)
     except FileNotFoundError as error:
         raise SelectionError(f"{path}: not found; `nnunet-qa score` or a QA training writes it") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise SelectionError(f"{path}: is not a CSV file that can be read: {error}") from error
     for column in COLUMNS:
         if column not in table.columns:

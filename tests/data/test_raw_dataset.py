@@ -181,3 +181,20 @@ def test_numbers_and_paths_are_checked(fresh_folders: Path, monkeypatch: pytest.
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(EnvironmentVariableError, match="nnUNet_raw is not set"):
         dataset()
+
+
+def test_a_conversion_does_not_undo_a_promotion(fresh_folders: Path) -> None:
+    raw = dataset()
+    raw.begin()
+    for case in ("A", "B"):
+        raw.write_case(case, Role.LABELLED, [IMAGE], LABEL)
+    raw.finish([row("A"), row("B")])
+    raw.begin()  # the same conversion again is no harm
+    content = json.loads((raw.folder / "dataset.json").read_text())
+    (raw.folder / "dataset.json").write_text(json.dumps({**content, "numTraining": 3}))
+    with pytest.raises(DatasetError, match="cases were promoted since its conversion"):
+        raw.begin()
+    (raw.folder / "promote.json").write_text("{}")
+    with pytest.raises(DatasetError, match="a promotion of cases was interrupted"):
+        raw.begin(overwrite=True)
+    assert (raw.folder / "labelsTr" / "A.png").exists()

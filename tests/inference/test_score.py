@@ -179,3 +179,35 @@ def test_a_damaged_checkpoint_is_one_line(model: Path, images: Path, tmp_path: P
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(ModelError, match="the model cannot be loaded"):
         score(model, images, tmp_path / "out", folds=("0",))
+
+
+def test_a_retrained_model_and_other_images_are_noticed(model: Path, images: Path, tmp_path: Path) -> None:
+    score(model, images, tmp_path / "out", folds=("0",))
+    shutil.copytree(images, tmp_path / "images")
+    with pytest.raises(DatasetError, match=r"other predictions \(images\)"):
+        score(model, tmp_path / "images", tmp_path / "out", folds=("0",))
+    shutil.copy(model / "fold_1" / "checkpoint_final.pth", model / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(DatasetError, match=r"other predictions \(weights\)"):
+        score(model, images, tmp_path / "out", folds=("0",))
+
+
+def test_old_files_do_not_pass_for_new_ones(model: Path, images: Path, tmp_path: Path) -> None:
+    """A run that dies after the rows and before the segmentation of a case must not take an older segmentation."""
+    out = tmp_path / "out"
+    expected = score(model, images, tmp_path / "expected", folds=("0",))
+    assert expected is not None
+    out.mkdir()
+    for path in images.glob("*.png"):  # predictions of another tool
+        imsave(out / path.name.replace("_0000", ""), np.ones((48, 64), np.uint8), check_contrast=False)
+    score(model, images, out, folds=("0",))
+    for path in (tmp_path / "expected").glob("*.png"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_outputs_that_were_not_trained_are_refused(model: Path, images: Path, tmp_path: Path) -> None:
+    path = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save({**checkpoint, "trainer_name": "nnUNetTrainerNoDeepSupervision"}, path)
+    with pytest.raises(ModelError, match="trained fewer than two outputs"):
+        score(model, images, tmp_path / "out", folds=("0",))
+    assert not (tmp_path / "out").exists()

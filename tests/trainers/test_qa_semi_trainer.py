@@ -16,8 +16,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_qa.trainers as trainers
 from nnunet_qa.config import HeadWeights
+from nnunet_qa.data.pool import refuse_overlap
 from nnunet_qa.errors import ConfigError, DatasetError, ModelError
 from nnunet_qa.quality.table import read_quality
+from nnunet_qa.trainers.final_scoring import with_true_dice
 from nnunet_qa.trainers.heads import check_two_trained, head_weights
 from tests.phantom import trainer_of
 
@@ -280,3 +282,42 @@ def test_the_cascade_hands_the_pool_from_stage_to_stage(planned: dict[str, str],
     cascade.perform_actual_validation()
     table = read_quality(Path(cascade.output_folder) / "quality.csv")
     assert (table["role"] == "unlabelled").sum() == 2
+
+
+def test_dice_goes_to_its_class_though_the_summary_sorts_keys_as_texts(tmp_path: Path) -> None:
+    keys = [str(value) for value in range(1, 12)]
+    metrics = {key: {"Dice": int(key) / 100} for key in sorted(keys)}
+    summary = {"metric_per_case": [{"prediction_file": "x/A.nii.gz", "metrics": metrics}]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary, sort_keys=True))
+    rows = [{"case_id": "A", "role": "labelled", "level": "case", "q": 1.0}]
+    table = with_true_dice(rows, tmp_path / "summary.json", {key: f"L{key}" for key in keys})
+    for key in keys:
+        assert table.loc[0, f"dice_L{key}"] == int(key) / 100
+
+
+def test_a_fold_that_would_part_subjects_is_refused(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
+    qa_yaml("")
+    with pytest.raises(DatasetError, match=r"has 2 folds, counted from 0, and no fold 2"):
+        trainer_of(planned["2d"], "2d", 2).do_split()
+
+
+def test_a_case_in_pool_and_training_set_is_refused(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path
+) -> None:
+    qa_yaml("")
+    raw = tmp_path / "imagesTr"
+    raw.mkdir()
+    (raw / "A_0000.png").touch()
+    with pytest.raises(DatasetError, match="A is in imagesTr and in imagesUn"):
+        refuse_overlap(tmp_path, {"A": []}, ".png")
+
+
+def test_a_checkpoint_with_a_pool_goes_on_without_one(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
+    qa_yaml(SHORT)
+    trainer = trainer_of(planned["2d"], "2d", 0)
+    logged = {key: [0.5] for key in trainer.logger.local_logger.my_fantastic_logging}
+    qa_yaml("pool: {enabled: false}")
+    without = trainer_of(planned["2d"], "2d", 0)
+    without.logger.load_checkpoint(logged)
+    assert "disagreement_pool" not in without.logger.local_logger.my_fantastic_logging
+    assert without.logger.get_value("disagreement_val", step=None) == [0.5]
