@@ -134,7 +134,7 @@ def test_a_finished_run_does_nothing_and_overwrite_predicts_again(model: Path, i
 
 def test_predictions_of_another_model_are_not_mixed(model: Path, images: Path, tmp_path: Path) -> None:
     score(model, images, tmp_path / "out", folds=("0",))
-    with pytest.raises(DatasetError, match=r"other predictions \(folds\)"):
+    with pytest.raises(DatasetError, match=r"other predictions \(folds, weights\)"):
         score(model, images, tmp_path / "out", folds=("1",))
 
 
