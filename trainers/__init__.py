@@ -1,13 +1,18 @@
 """The trainers that `nnUNetv2_train -tr` finds through `external/`."""
 
 from . import one_line_errors
+from .paper_qu_net_plus_plus import PaperQUNetPlusPlusTrainer, PaperQUNetTrainer
 from .qa_semi_trainer import QAsemiTrainer
+from .qu_net_plus_plus import QUNetPlusPlusTrainer
 from .variants import QAsemiTrainer_5epochs, QAsemiTrainer_50epochs, QAsemiTrainer_250epochs
 
 __all__ = [
+    "PaperQUNetPlusPlusTrainer",
+    "PaperQUNetTrainer",
     "QAsemiTrainer",
     "QAsemiTrainer_5epochs",
     "QAsemiTrainer_50epochs",
     "QAsemiTrainer_250epochs",
+    "QUNetPlusPlusTrainer",
     "one_line_errors",
 ]

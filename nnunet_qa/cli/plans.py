@@ -24,9 +24,15 @@ def plans(
     patch_size: str | None = typer.Option(
         None, "--patch-size", metavar="N,N[,N]", help="Voxels along each axis, in the order of the plans."
     ),
+    image_size: str | None = typer.Option(
+        None,
+        "--image-size",
+        metavar="N,N[,N]",
+        help="Resample the median image to so many voxels, which are the patch too; needs preprocessing anew.",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
 ) -> None:
-    """Write smaller plans beside the existing ones; they use the data that is already preprocessed.
+    """Write smaller plans beside the existing ones; without --image-size they use data that is already preprocessed.
 
     Example: `nnunet-qa plans -d 101 -c 2d --features 16,32,64,128 --batch-size 8 --patch-size 80,192`
     """
@@ -37,12 +43,15 @@ def plans(
             features=_numbers(features, "--features"),
             batch_size=batch_size,
             patch_size=_numbers(patch_size, "--patch-size"),
+            image_size=_numbers(image_size, "--image-size"),
         ),
         source=source,
         identifier=identifier,
         overwrite=overwrite,
     )
     typer.echo(str(path))
+    if image_size is not None:
+        typer.echo(f"first: nnUNetv2_preprocess -d {dataset} -plans_name {identifier} -c {configuration}", err=True)
     typer.echo(f"train with: nnUNetv2_train {dataset} {configuration} 0 -p {identifier} -tr QAsemiTrainer", err=True)
 
 

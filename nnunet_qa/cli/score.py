@@ -30,6 +30,9 @@ def score(
     disable_tta: bool = typer.Option(False, "--disable_tta", help="No test-time mirroring."),
     npz: bool = typer.Option(False, "--npz", "--save_probabilities", help="Also write the class probabilities."),
     second: bool = typer.Option(False, "--second", help="Also write the second output into second_output/."),
+    entropy: bool = typer.Option(False, "--entropy", help="Also measure the mean predictive entropy, in nats."),
+    mc_dropout: bool = typer.Option(False, "--mc-dropout", help="Predict with dropout on; segmentations vary with it."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Seed of --mc-dropout."),
     num_parts: int = typer.Option(1, "-num_parts", "--num-parts", min=1, help="How many runs share this folder."),
     part_id: int = typer.Option(0, "-part_id", "--part-id", min=0, help="Which of them this is, from 0."),
     previous: Path | None = typer.Option(None, "-prev_stage_predictions", help="Predictions of the previous stage."),
@@ -41,6 +44,8 @@ def score(
 
     The segmentations are those of `nnUNetv2_predict`. Q is the agreement of the network's two finest outputs, from 0 to
     1, for each case, class and slice. A run that was stopped goes on where it was.
+
+    With `--mc-dropout` both outputs are samples, so the segmentations are no longer those of `nnUNetv2_predict`.
 
     Example: `nnunet-qa score -i imagesUn -o predictions -d 101 -c 2d -f 0`
     """
@@ -55,6 +60,9 @@ def score(
         mirroring=not disable_tta,
         save_probabilities=npz,
         save_second=second,
+        entropy=entropy,
+        mc_dropout=mc_dropout,
+        seed=seed,
         num_parts=num_parts,
         part_id=part_id,
         processes=jobs,

@@ -1,25 +1,44 @@
-"""`nnunet-qa select`: which cases to annotate next."""
+"""`nnunet-qa select`: which cases to annotate next; `select initial` and its like choose in other ways."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
+from nnunet_qa.cli import select_initial
 from nnunet_qa.config import DEFAULT_NUMBER, limits
+from nnunet_qa.errors import SelectionError, nearest
 
 _SHOWN = 20
+_SUBCOMMANDS = (select_initial,)
+
+
+class _Group(TyperGroup):
+    """The queue command with the subcommands beside its options."""
+
+    def __init__(self, **settings: Any) -> None:
+        subcommands = typer.Typer()
+        for module in _SUBCOMMANDS:
+            module.register(subcommands)
+        commands = dict(typer.main.get_group(subcommands).commands)
+        super().__init__(commands=commands, invoke_without_command=True, **settings)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("select")(select)
+    """Add the command and its subcommands."""
+    app.command("select", cls=_Group)(select)  # type: ignore[arg-type]  # Typer gives a group the same settings
 
 
 def select(
-    quality: Path = typer.Option(..., "-q", help="quality.csv, as `nnunet-qa score` or a QA training writes it."),
+    context: typer.Context,
+    quality: Path | None = typer.Option(
+        None, "-q", help="quality.csv, as `nnunet-qa score` or a QA training writes it. Needed without a subcommand."
+    ),
     dataset: str | None = typer.Option(None, "-d", help="Dataset whose cases.csv gives the subjects and roles."),
     cases: Path | None = typer.Option(None, "--cases", help="A case table, instead of -d."),
     threshold: float | None = typer.Option(None, "--threshold", help="Take cases with Q below this, in [0, 1]."),
@@ -36,9 +55,14 @@ def select(
 
     Example: `nnunet-qa select -q predictions/quality.csv -d 101 -n 20 --per-subject 2`
     """
+    if context.invoked_subcommand is not None:
+        if any(value not in (None, [], ()) for value in context.params.values()):
+            raise SelectionError(f"put the options behind the subcommand {context.invoked_subcommand}")
+        return
+    if quality is None:
+        raise SelectionError("give the scores with -q quality.csv, or a subcommand (see `nnunet-qa select --help`)")
     from nnunet_qa.cases import CaseTable, Role
     from nnunet_qa.cli.case_table import find_cases
-    from nnunet_qa.errors import SelectionError, nearest
     from nnunet_qa.quality.table import read_quality
     from nnunet_qa.selection.queue import FILE_NAME, annotation_queue, write_queue
 

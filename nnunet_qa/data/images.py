@@ -66,6 +66,15 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
     return sitk.GetArrayFromImage(image), Geometry.of(image)
 
 
+def read_any(path: Path) -> np.ndarray:
+    """Read a picture `(rows, columns)` or a volume `(slices, rows, columns)`, whichever the ending says.
+
+    Raises:
+        ImageError: as `read_picture` and `read_volume`.
+    """
+    return read_picture(path) if path.name.endswith(NATURAL_ENDINGS) else read_volume(path)[0]
+
+
 def write_image(path: Path, array: np.ndarray, geometry: Geometry | None = None) -> None:
     """Write one channel or one mask in one step; the format follows the ending.
 

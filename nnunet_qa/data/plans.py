@@ -1,7 +1,7 @@
-"""Smaller plans for a CPU or a small GPU: fewer stages and features, another batch and patch size, the same data.
+"""Smaller plans for a CPU or a small GPU: fewer stages and features, another batch, patch and image size.
 
 nnU-Net finds preprocessed data by the `data_identifier` of a configuration, not by the name of the plans. Plans that
-keep it train on what is already preprocessed.
+keep it train on what is already preprocessed; another image size needs data of its own.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class Smaller:
         batch_size: patches a batch. With 1, nnU-Net does not oversample foreground.
         patch_size: voxels along each axis, `(y, x)` or `(z, y, x)` as in the plans; divisible by the product of the
             strides along each axis.
+        image_size: voxels along each axis to which the median image is resampled; the others by the same factors. Where
+            no patch size is given, it is the patch size too.
     """
 
     features: tuple[int, ...] | None = None
     batch_size: int | None = None
     patch_size: tuple[int, ...] | None = None
+    image_size: tuple[int, ...] | None = None
 
 
 def write_smaller_plans(
@@ -91,9 +94,10 @@ def write_smaller_plans(
             return path
         if not overwrite:
             raise PlansError(f"{path}: other plans of this name exist; replace them with --overwrite or choose -o")
-    data = path.parent / _resolved(plans, configuration)["data_identifier"]
+    data = path.parent / _resolved(new, configuration)["data_identifier"]
     if not data.is_dir():
-        logger.warning("%s: not there yet; run `nnUNetv2_preprocess` with the plans %s first", data, source)
+        name = source if smaller.image_size is None else identifier
+        logger.warning("%s: not there yet; run `nnUNetv2_preprocess` with the plans %s first", data, name)
     write_json(path, new)
     return path
 
@@ -110,10 +114,11 @@ def smaller_plans(plans: dict[str, Any], configuration: str, *, smaller: Smaller
 
     Raises:
         PlansError: nothing is to change; there is no such configuration; the architecture has no stages; too few or
-            too many stages; a number below 1; a patch that the network cannot halve as often as it has to.
+            too many stages; a number below 1; a patch that the network cannot halve as often as it has to; an image
+            size where the plans do not tell the median.
     """
     if smaller == Smaller():
-        raise PlansError("nothing to change: give --features, --batch-size or --patch-size")
+        raise PlansError("nothing to change: give --features, --batch-size, --patch-size or --image-size")
     known = list(plans.get("configurations", {}))
     if configuration not in known:
         raise PlansError(
@@ -132,10 +137,13 @@ def smaller_plans(plans: dict[str, Any], configuration: str, *, smaller: Smaller
         raise PlansError(f"batch size {batch_size}: must be at least 1")
     if batch_size == 1 and smaller.batch_size is not None:
         logger.warning("with batch size 1 nnU-Net does not oversample patches with foreground; 2 is better")
-    patch_size = list(before["patch_size"] if smaller.patch_size is None else smaller.patch_size)
-    _check_patch(patch_size, before["patch_size"], architecture["arch_kwargs"]["strides"])
+    patch_size = list(smaller.patch_size or smaller.image_size or before["patch_size"])
+    named = "image size" if smaller.image_size and not smaller.patch_size else "patch size"
+    _check_patch(patch_size, before["patch_size"], architecture["arch_kwargs"]["strides"], named)
 
     changed = {"batch_size": batch_size, "patch_size": patch_size, "architecture": architecture}
+    if smaller.image_size is not None:
+        changed |= _resized(before, smaller.image_size, f"{identifier}_{configuration}")
     result = copy.deepcopy(plans)
     result["plans_name"] = identifier
     _keep_heirs(result, plans, configuration, tuple(changed))
@@ -178,11 +186,31 @@ def _cut(arguments: dict[str, Any], features: Sequence[int] | None) -> dict[str,
     return result
 
 
-def _check_patch(patch: Sequence[int], planned: Sequence[int], strides: Sequence[int | Sequence[int]]) -> None:
+def _resized(before: dict[str, Any], image_size: Sequence[int], prefix: str) -> dict[str, Any]:
+    """What makes the preprocessor resample the median image to a size, into a folder of its own."""
+    shown = ",".join(map(str, image_size))
+    median = before.get("median_image_size_in_voxels")
+    if median is None:
+        raise PlansError(f"image size {shown}: the plans do not tell the median image size; plan again")
+    if len(image_size) != len(median) or min(image_size) < 1:
+        raise PlansError(f"image size {shown}: give {len(median)} numbers from 1 up, one for each axis")
+    return {
+        "spacing": [
+            float(space * old / new) for space, old, new in zip(before["spacing"], median, image_size, strict=True)
+        ],
+        "median_image_size_in_voxels": list(image_size),
+        # The size is in the name, so that plans which are replaced never find data of another size.
+        "data_identifier": f"{prefix}_{'x'.join(map(str, image_size))}",
+    }
+
+
+def _check_patch(
+    patch: Sequence[int], planned: Sequence[int], strides: Sequence[int | Sequence[int]], named: str
+) -> None:
     shown = ",".join(map(str, patch))
     if len(patch) != len(planned):
         raise PlansError(
-            f"patch size {shown}: has {len(patch)} axes, the configuration {len(planned)} (planned: "
+            f"{named} {shown}: has {len(patch)} axes, the configuration {len(planned)} (planned: "
             f"{','.join(map(str, planned))})"
         )
     steps = [math.prod(step if isinstance(step, int) else step[axis] for step in strides) for axis in range(len(patch))]
@@ -192,7 +220,7 @@ def _check_patch(patch: Sequence[int], planned: Sequence[int], strides: Sequence
         fits = [2 * step for step in steps]
     if list(patch) != fits:
         raise PlansError(
-            f"patch size {shown}: each axis must be a multiple of {','.join(map(str, steps))} (the strides multiplied) "
+            f"{named} {shown}: each axis must be a multiple of {','.join(map(str, steps))} (the strides multiplied) "
             f"with more than one voxel left at the coarsest stage; {','.join(map(str, fits))} would fit"
         )
 

@@ -5,10 +5,6 @@ Each step leaves a mark when it is done, so a demo that was stopped goes on with
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +14,9 @@ import pandas as pd
 
 from nnunet_qa.data.images import read_picture
 from nnunet_qa.data.phantoms import write_chiu
-from nnunet_qa.environment import EXT_TRAINER, FOLDERS, with_external_trainer
-from nnunet_qa.errors import DatasetError, DependencyError
+from nnunet_qa.environment import FOLDERS
+from nnunet_qa.errors import DatasetError
+from nnunet_qa.experiments.commands import environment_of, run_command
 from nnunet_qa.files import clear, make_folder, write_text
 from nnunet_qa.inference.score import SECOND
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
@@ -128,7 +125,7 @@ class Demo:
             DependencyError: a command failed; its output is in `demo.log`.
         """
         self.write_phantom()
-        environment = self.environment()
+        environment = environment_of(self.folder, jobs=self.jobs)
         for step in self.steps():
             mark = self.folder / f".{step.name.replace(' ', '-')}-done"
             yield step
@@ -136,32 +133,8 @@ class Demo:
                 continue
             if step.name == "train":
                 write_text(self.raw / "qa.yaml", SETTINGS)
-            self._call(step, environment)
+            run_command(step.command, environment=environment, log=self.folder / "demo.log")
             write_text(mark, "")
-
-    def environment(self) -> dict[str, str]:
-        """Environment of the commands: nnU-Net's folders lie in the demo's."""
-        own = {name: str(self.folder / name) for name in FOLDERS}
-        trainer = with_external_trainer(os.environ.get(EXT_TRAINER))
-        processes = {"nnUNet_def_n_proc": str(self.jobs), "nnUNet_n_proc_DA": str(max(1, self.jobs // 2))}
-        return {**os.environ, **own, EXT_TRAINER: trainer, **processes}
-
-    def _call(self, step: Step, environment: dict[str, str]) -> None:
-        beside = Path(sys.executable).parent / step.command[0]
-        program = str(beside) if beside.is_file() else shutil.which(step.command[0])
-        if program is None:
-            raise DependencyError(f"the command {step.command[0]} is not installed; run `pip install nnunet-qa` again")
-        log = self.folder / "demo.log"
-        with log.open("a", encoding="utf-8") as output:
-            output.write(f"\n$ {' '.join(step.command)}\n")
-            output.flush()
-            done = subprocess.run(
-                [program, *step.command[1:]], stdout=output, stderr=output, env=environment, check=False
-            )
-        if done.returncode != 0:
-            raise DependencyError(
-                f"`{' '.join(step.command)}` ended with status {done.returncode}; see the end of {log}"
-            )
 
     def picture(self, *, number: int = 8) -> Path:
         """Draw the test and pool B-scans with the lowest Q, both outputs overlaid.

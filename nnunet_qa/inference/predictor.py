@@ -20,9 +20,11 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from nnunet_qa.errors import ImageError, ModelError
 from nnunet_qa.quality.disagreement import Agreement, agreement_by_slice, resize_output
+from nnunet_qa.quality.uncertainty import entropy_by_slice
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class CaseQuality:
         slices: counts of each slice of the image `(slices, classes)`, within nnU-Net's crop to nonzero.
         slice_axis: axis of the image, as nnU-Net reads it (0 = z), along which the slices lie.
         first_slice: index in the image of the first of `slices`.
+        entropy: mean predictive entropy in nats; None where it was not asked for.
+        slice_entropy: that of each of `slices`.
     """
 
     case_id: str
@@ -44,6 +48,8 @@ class CaseQuality:
     slices: Agreement
     slice_axis: int
     first_slice: int
+    entropy: float | None = None
+    slice_entropy: torch.Tensor | None = None
 
     @property
     def q(self) -> float:
@@ -53,36 +59,40 @@ class CaseQuality:
     def rows(self, role: str = "") -> list[dict[str, Any]]:
         """Rows for `quality.csv`: the case, then its slices where it has more than one."""
         start = {"case_id": self.case_id, "role": role}
-        case = {**start, "level": "case", "slice_axis": None, "slice_index": None, **self._scores(self.agreement, None)}
+        case = {"level": "case", "slice_axis": None, "slice_index": None, **self._scores(self.agreement, self.entropy)}
         number = self.slices.union.shape[0]
         if number == 1:
-            return [case]
-        return [case] + [
-            {
-                **start,
-                "level": "slice",
-                "slice_axis": self.slice_axis,
-                "slice_index": self.first_slice + index,
-                **self._scores(self.slices, index),
-            }
-            for index in range(number)
-        ]
+            return [{**start, **case}]
+        slices = []
+        for index in range(number):
+            place = {"level": "slice", "slice_axis": self.slice_axis, "slice_index": self.first_slice + index}
+            counts = Agreement(self.slices.intersection[index], self.slices.union[index])
+            entropy = float(self.slice_entropy[index]) if self.slice_entropy is not None else None
+            slices.append({**start, **place, **self._scores(counts, entropy)})
+        return [{**start, **case}, *slices]
 
-    def _scores(self, counts: Agreement, index: int | None) -> dict[str, float]:
-        mean, per_class = (
-            (counts.mean, counts.per_class) if index is None else (counts.mean[index], counts.per_class[index])
-        )
-        named = {f"q_{name}": float(value) for name, value in zip(self.classes, per_class, strict=True)}
-        return {"q": float(mean), **named}
+    def _scores(self, counts: Agreement, entropy: float | None) -> dict[str, float]:
+        named = {f"q_{name}": float(q) for name, q in zip(self.classes, counts.per_class, strict=True)}
+        union, intersection = int(counts.union.sum()), int(counts.intersection.sum())
+        scores = {"q": float(counts.mean), **named, "union_voxels": union, "disagreeing_voxels": union - intersection}
+        return scores if entropy is None else {**scores, "entropy": entropy}
 
 
 class _TwoOutputs(nn.Module):
     """The network with its second finest output, resized, as further channels behind the finest."""
 
-    def __init__(self, network: nn.Module, *, regions: bool) -> None:
+    def __init__(self, network: nn.Module, *, regions: bool, sampled: list[nn.Module]) -> None:
         super().__init__()
         self.network = network
         self.regions = regions
+        self._sampled = tuple(sampled)  # in a tuple, or they would be registered as modules a second time
+
+    def eval(self) -> _TwoOutputs:
+        """As nn.Module's, but the sampled dropout stays on."""
+        super().eval()
+        for dropout in self._sampled:
+            dropout.train()
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         finest, second = self.network(x)[:2]
@@ -122,6 +132,21 @@ def deep_supervision_on(network: nn.Module) -> Iterator[None]:
         decoder.deep_supervision = before
 
 
+def active_dropout(network: nn.Module) -> list[nn.Module]:
+    """The dropout layers of a network that drop anything.
+
+    Raises:
+        ModelError: it has none, so that Monte Carlo dropout would sample nothing.
+    """
+    found: list[nn.Module] = [module for module in network.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+    if not found:
+        raise ModelError(
+            f"{type(unwrapped(network)).__name__} has no dropout layer to sample from; score without --mc-dropout, or "
+            "train with plans that set dropout_op"
+        )
+    return found
+
+
 def class_names(dataset_json: dict[str, Any], label_manager: Any) -> tuple[str, ...]:
     """Names of the foreground classes or regions of a dataset, in the order of the output channels."""
     foreground = {
@@ -140,6 +165,10 @@ class QAPredictor(nnUNetPredictor):
     Use it as nnUNetPredictor. With several folds both outputs are averaged as logits before they are compared.
 
     Attributes:
+        entropy: also measure the mean predictive entropy of the finest output.
+        mc_dropout: leave dropout on while predicting, as the reference code of the paper does. Both outputs come from
+            the same pass and are samples, the segmentations too; folds and mirroring average over samples.
+        seed: seed of the dropout; each case starts from it, so its result depends on no other case.
         last_quality: Q of the case that was predicted last.
         before_case: called with the identifier of each case that is about to be predicted from files.
         on_case: called with the quality of each predicted case, as soon as it is known.
@@ -147,6 +176,9 @@ class QAPredictor(nnUNetPredictor):
             segmentation; None to write none.
     """
 
+    entropy: bool = False
+    mc_dropout: bool = False
+    seed: int = 0
     before_case: Callable[[str], None] | None = None
     on_case: Callable[[CaseQuality], None] | None = None
     second_output_name: Callable[[str], str] | None = None
@@ -162,13 +194,16 @@ class QAPredictor(nnUNetPredictor):
         network, labels = self.network, self.label_manager
         heads = labels.num_segmentation_heads
         both = heads * 2 if labels.has_regions else heads * 2 - 1
+        sampled = active_dropout(network) if self.mc_dropout else []
         with deep_supervision_on(network):
-            self.network = _TwoOutputs(network, regions=labels.has_regions)
+            self.network = _TwoOutputs(network, regions=labels.has_regions, sampled=sampled)
             self.label_manager = SimpleNamespace(num_segmentation_heads=both)
             try:
                 outputs = super().predict_sliding_window_return_logits(input_image)
             finally:
                 self.network, self.label_manager = network, labels
+                for dropout in sampled:
+                    dropout.eval()
         margins = outputs[heads:].to("cpu")
         self._margins = margins if self._margins is None else self._margins + margins
         return outputs[:heads]
@@ -185,7 +220,8 @@ class QAPredictor(nnUNetPredictor):
         if not torch.isfinite(data).all():
             raise ImageError(f"{name or 'the image'}: holds NaN or infinite intensities; replace them first")
         self._margins = None
-        logits = super().predict_logits_from_preprocessed_data(data)
+        with self._own_chance():
+            logits = super().predict_logits_from_preprocessed_data(data)
         if len(self.list_of_parameters) > 1:
             assert self._margins is not None
             self._margins = self._margins / len(self.list_of_parameters)
@@ -244,10 +280,21 @@ class QAPredictor(nnUNetPredictor):
             The quality and the logits of the finest output.
         """
         self._margins = None
-        logits = self.predict_sliding_window_return_logits(data).to("cpu")
+        with self._own_chance():
+            logits = self.predict_sliding_window_return_logits(data).to("cpu")
         quality = self._finish_case(case_id, logits, properties)
         self._margins = None
         return quality, logits
+
+    @contextmanager
+    def _own_chance(self) -> Iterator[None]:
+        """Let Monte Carlo dropout draw from `seed` on; torch's own generators are put back afterwards."""
+        if not self.mc_dropout:
+            yield
+            return
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
 
     def _remembering(self, data_iterator: Any) -> Iterator[Any]:
         for item in data_iterator:
@@ -260,15 +307,19 @@ class QAPredictor(nnUNetPredictor):
 
     def _finish_case(self, name: str, logits: torch.Tensor, properties: dict[str, Any] | None) -> CaseQuality:
         assert self._margins is not None
-        counts = agreement_by_slice(logits, self._margins, regions=self.label_manager.has_regions)
-        slices, first = _in_image(counts, properties)
+        regions = self.label_manager.has_regions
+        counts = agreement_by_slice(logits, self._margins, regions=regions)
+        nearest, first = _slices_in_image(counts.union.shape[0], properties)
+        entropies = entropy_by_slice(logits, regions=regions) if self.entropy else None
         quality = CaseQuality(
             case_id=name,
             classes=class_names(self.dataset_json, self.label_manager),
             agreement=counts.total(0),
-            slices=slices,
+            slices=Agreement(counts.intersection[nearest], counts.union[nearest]),
             slice_axis=int(self.plans_manager.transpose_forward[0]),
             first_slice=first,
+            entropy=None if entropies is None else float(entropies.mean()),
+            slice_entropy=None if entropies is None else entropies[nearest],
         )
         self.last_quality = quality
         if self.on_case is not None:
@@ -291,12 +342,10 @@ class QAPredictor(nnUNetPredictor):
         )
 
 
-def _in_image(counts: Agreement, properties: dict[str, Any] | None) -> tuple[Agreement, int]:
-    """Counts of the preprocessed slices, taken to those of the image (the nearest, where the axis was resampled)."""
+def _slices_in_image(have: int, properties: dict[str, Any] | None) -> tuple[torch.Tensor, int]:
+    """The preprocessed slice for each slice of the image (the nearest, where the axis was resampled), and the first."""
     if properties is None:
-        return counts, 0
+        return torch.arange(have), 0
     number = int(properties["shape_after_cropping_and_before_resampling"][0])
     first = int(properties["bbox_used_for_cropping"][0][0])
-    have = counts.union.shape[0]
-    nearest = torch.from_numpy(np.minimum(((np.arange(number) + 0.5) * have / number).astype(np.int64), have - 1))
-    return Agreement(counts.intersection[nearest], counts.union[nearest]), first
+    return torch.from_numpy(np.minimum(((np.arange(number) + 0.5) * have / number).astype(np.int64), have - 1)), first

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_qa import __version__
@@ -29,7 +30,7 @@ from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import case_files
 from nnunet_qa.errors import DatasetError, ImageError, ModelError, NnunetQAError, StorageError
 from nnunet_qa.files import make_folder, remove_leftovers, storage_error, write_json
-from nnunet_qa.inference.predictor import CaseQuality, QAPredictor, unwrapped
+from nnunet_qa.inference.predictor import CaseQuality, QAPredictor, active_dropout, unwrapped
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import write_quality
 
@@ -53,6 +54,9 @@ class ScoreOptions:
         part_id: which of them this is, from 0.
         processes: background processes for preprocessing and as many for export.
         previous_stage: folder of the previous stage's predictions, for the cascade.
+        entropy: also measure the mean predictive entropy of each case and slice.
+        mc_dropout: leave dropout on while predicting; then the segmentations are samples too, see `QAPredictor`.
+        seed: seed of that dropout.
     """
 
     folds: tuple[str, ...] = ()
@@ -65,6 +69,9 @@ class ScoreOptions:
     part_id: int = 0
     processes: int = field(default=2)
     previous_stage: str | None = None
+    entropy: bool = False
+    mc_dropout: bool = False
+    seed: int = 0
 
 
 def score_folder(
@@ -96,7 +103,7 @@ def score_folder(
         `quality.csv`, or None while other parts still have cases to score.
 
     Raises:
-        ModelError: the model or a fold is missing, or has one output only.
+        ModelError: the model or a fold is missing, has one output only, or no dropout though it is to be sampled.
         DatasetError: no case in the folder, or another model's predictions in `output`.
         ImageError: an image cannot be read or holds NaN; all cases done so far are kept.
         StorageError: the disk is full or read-only.
@@ -144,8 +151,9 @@ class _Run:
         return self.output / PARTIAL / str(self.options.part_id)
 
     def begin(self, model_folder: Path, images: Path, folds: tuple[str, ...], *, overwrite: bool) -> None:
-        kept = ("checkpoint", "step_size", "mirroring", "save_probabilities", "save_second", "previous_stage")
-        settings = {key: value for key, value in asdict(self.options).items() if key in kept}
+        shares = ("folds", "num_parts", "part_id", "processes")  # these may differ from run to run
+        settings = {key: value for key, value in asdict(self.options).items() if key not in shares}
+        settings["seed"] = self.options.seed if self.options.mc_dropout else None
         weights = [(model_folder / f"fold_{fold}" / self.options.checkpoint).stat() for fold in folds]
         record = {
             "nnunet_qa": __version__,
@@ -302,6 +310,7 @@ def _predictor(
         device=device,
         allow_tqdm=show_progress,
     )
+    predictor.entropy, predictor.mc_dropout, predictor.seed = options.entropy, options.mc_dropout, options.seed
     chosen = tuple(fold if fold == "all" else int(fold) for fold in folds)
     try:
         predictor.initialize_from_trained_model_folder(os.fspath(model_folder), chosen, options.checkpoint)
@@ -309,6 +318,8 @@ def _predictor(
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{model_folder}: the model cannot be loaded: {lines[0]}") from error
     _check_trained_outputs(predictor, model_folder)
+    if options.mc_dropout:
+        active_dropout(predictor.network)  # refuses a network without, before anything is written
     return predictor
 
 
@@ -320,7 +331,10 @@ def _check_trained_outputs(predictor: QAPredictor, model_folder: Path) -> None:
     """
     outputs = len(getattr(getattr(unwrapped(predictor.network), "decoder", None), "seg_layers", ()))
     trainer = str(predictor.trainer_name)
-    untrained = "NoDeepSupervision" in trainer or (outputs == 2 and not trainer.startswith("QAsemiTrainer"))
+    # by name, for trainers are above inference; subclasses train what their parents train
+    parents = [kind.__name__ for kind in recursive_find_trainer_class_by_name(trainer).__mro__]
+    untrained = any("NoDeepSupervision" in name for name in parents)
+    untrained |= outputs == 2 and "QAsemiTrainer" not in parents
     if outputs < 2 or untrained:
         raise ModelError(
             f"{model_folder}: {trainer} trained fewer than two outputs of this network, and Q compares two; use plans "

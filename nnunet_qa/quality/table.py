@@ -13,8 +13,11 @@ from nnunet_qa.files import write_csv
 FILE_NAME = "quality.csv"
 COLUMNS = ("case_id", "role", "level", "slice_axis", "slice_index", "q")
 """First columns: `level` is `case` or `slice`; `slice_axis` counts the axes as nnU-Net reads an image (0 = z, first);
-`q` in [0, 1] is the mean over classes of the Jaccard index of the two finest outputs. Then `q_<label>` a class, and,
-where the truth is known, `dice` and `dice_<label>`."""
+`q` in [0, 1] is the mean over classes of the Jaccard index of the two finest outputs. Then come `q_<label>` a class;
+`union_voxels`, which either output gives to a class, and `disagreeing_voxels`, the union less the intersection, both as
+nnU-Net resampled the image and summed over classes (a voxel to which they give different classes counts for each);
+with `nnunet-qa score --entropy` `entropy`, the mean predictive entropy over the voxels in nats; and, where the truth is
+known, `dice` and `dice_<label>`. Files of earlier versions lack some of these."""
 
 
 def write_quality(path: Path, table: pd.DataFrame) -> None:

@@ -50,23 +50,14 @@ def annotation_queue(
         SelectionError: a limit is out of its range, or nothing is selected.
         CaseTableError: a scored case is not in the case table.
     """
-    _check_limits(threshold, number, per_subject)
-    rows = table[["case_id", "role", "q"]].copy()
-    rows["subject_id"] = rows["case_id"]
-    if cases is not None:
-        had_pool = (rows["role"] == Role.UNLABELLED.value).any()
-        rows = _with_case_table(rows, cases)
-        if had_pool and roles is None and not (rows["role"] == Role.UNLABELLED.value).any():
-            raise SelectionError(
-                "nothing selected: every case that was scored as unlabelled has been annotated since; score the pool "
-                "that is left"
-            )
-    candidates = _candidates(rows, roles).sort_values(["q", "case_id"], kind="stable", ignore_index=True)
-    queue = candidates if threshold is None else candidates[candidates["q"] < threshold]
+    check_limits(threshold, number, per_subject)
+    rows = candidates(table, roles=roles, cases=cases)
+    rows = rows.sort_values(["q", "case_id"], kind="stable", ignore_index=True)
+    queue = rows if threshold is None else rows[rows["q"] < threshold]
     if queue.empty:
         raise SelectionError(
-            f"nothing selected: no candidate has Q below {threshold:g} (Q of the {len(candidates)} candidates goes "
-            f"from {candidates['q'].min():.4g} to {candidates['q'].max():.4g}); raise the threshold, or give a "
+            f"nothing selected: no candidate has Q below {threshold:g} (Q of the {len(rows)} candidates goes "
+            f"from {rows['q'].min():.4g} to {rows['q'].max():.4g}); raise the threshold, or give a "
             "number of cases instead"
         )
     if per_subject is not None:
@@ -105,12 +96,38 @@ def read_queue(path: Path) -> pd.DataFrame:
     return queue
 
 
-def _check_limits(threshold: float | None, number: int | None, per_subject: int | None) -> None:
+def check_limits(threshold: float | None, number: int | None, per_subject: int | None) -> None:
+    """Refuse limits outside their ranges.
+
+    Raises:
+        SelectionError: names the limit.
+    """
     if threshold is not None and not 0 <= threshold <= 1:
         raise SelectionError(f"the threshold {threshold:g} is not between 0 and 1, as Q is")
     for value, name in ((number, "number of cases"), (per_subject, "number of cases a subject")):
         if value is not None and value < 1:
             raise SelectionError(f"the {name} is {value}; it must be at least 1")
+
+
+def candidates(
+    table: pd.DataFrame, *, roles: Collection[str] | None = None, cases: CaseTable | None = None
+) -> pd.DataFrame:
+    """Rows of the cases that may be chosen, with their subjects; see `annotation_queue` for the arguments.
+
+    Raises:
+        SelectionError: no case has one of the roles.
+        CaseTableError: a scored case is not in the case table.
+    """
+    rows = table.assign(subject_id=table["case_id"])
+    if cases is not None:
+        had_pool = (rows["role"] == Role.UNLABELLED.value).any()
+        rows = _with_case_table(rows, cases)
+        if had_pool and roles is None and not (rows["role"] == Role.UNLABELLED.value).any():
+            raise SelectionError(
+                "nothing selected: every case that was scored as unlabelled has been annotated since; score the pool "
+                "that is left"
+            )
+    return _candidates(rows, roles)
 
 
 def _with_case_table(rows: pd.DataFrame, cases: CaseTable) -> pd.DataFrame:

@@ -4,13 +4,24 @@ nnU-Net drops modules that it loaded from this folder, so a class defined here c
 """
 
 from nnunet_qa.trainers import (
+    PaperQUNetPlusPlusTrainer,
+    PaperQUNetTrainer,
     QAsemiTrainer,
     QAsemiTrainer_5epochs,
     QAsemiTrainer_50epochs,
     QAsemiTrainer_250epochs,
+    QUNetPlusPlusTrainer,
     one_line_errors,
 )
 
-__all__ = ["QAsemiTrainer", "QAsemiTrainer_5epochs", "QAsemiTrainer_50epochs", "QAsemiTrainer_250epochs"]
+__all__ = [
+    "PaperQUNetPlusPlusTrainer",
+    "PaperQUNetTrainer",
+    "QAsemiTrainer",
+    "QAsemiTrainer_5epochs",
+    "QAsemiTrainer_50epochs",
+    "QAsemiTrainer_250epochs",
+    "QUNetPlusPlusTrainer",
+]
 
 one_line_errors.install()

@@ -1,0 +1,1 @@
+"""The experiment of QU-Net++ on real OCT, CT and MR."""

@@ -1,0 +1,233 @@
+"""Raw datasets of the real images for the experiment of QU-Net++, every case labelled; the arms hide labels themselves.
+
+python -m benchmarks.qu_net_plus_plus.datasets oct --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.qu_net_plus_plus.datasets covid --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.qu_net_plus_plus.datasets hippocampus --shared ../shared/data -o /data/nnUNet_raw
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from nnunet_qa.cases import Role
+from nnunet_qa.data.images import check_same_grid, read_picture, read_volume
+from nnunet_qa.data.paths import PREPROCESSED
+from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.oct import (
+    LABELS,
+    SIZE,
+    BscanCase,
+    Framing,
+    Outcome,
+    convert_bscan,
+    parse_size,
+    scale_of,
+)
+from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.errors import DatasetError
+from nnunet_qa.progress import track
+
+logger = logging.getLogger(__name__)
+COVID_SIZE = (128, 128)
+SPINE_UP = frozenset({"case11", "case12", "case13", "case14", "case17", "case18"})
+"""Volumes stored with the spine at the top, seen by eye; with rows reversed, spine and liver lie as in the others."""
+SAME_SUBJECT = {"case12": "case11"}
+"""Two series of one patient: smoothed slices correlate with 0.97 there, at most with 0.78 between any other volumes."""
+_BSCAN = re.compile(r"(S\d+)_bscan(\d+)")
+_LUNG, _INFECTION = (1, 2), 2
+
+
+class Source(str, Enum):
+    """Which of the shared sets."""
+
+    OCT = "oct"
+    COVID = "covid"
+    HIPPOCAMPUS = "hippocampus"
+
+
+def convert_oct(source: Path, output: Path, *, size: tuple[int, int] | None = SIZE, overwrite: bool = False) -> Path:
+    """The annotated B-scans, cropped to the retina and shrunk; one class, fluid.
+
+    Args:
+        source: folder `oct_duke_dme`.
+        output: folder in which `Dataset111_QUOct` is written.
+        size: rows and columns of a case; None for native pixels.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: no images, a file name without subject and B-scan, or an earlier conversion with other settings.
+        ImageError: a picture cannot be read, its mask has another shape, or no retina is found in it.
+    """
+    framing = Framing(size=size)
+    dataset = RawDataset(
+        folder=output / "Dataset111_QUOct",
+        channel_names=("OCT",),
+        labels=LABELS,
+        file_ending=".png",
+        settings={"source": str(source.resolve()), **asdict(framing)},
+    )
+    paths = _files(source / "images", ".png")
+    dataset.begin(overwrite=overwrite)
+    outcome = Outcome()
+    for path in track(paths, "B-scans", total=len(paths)):
+        match = _BSCAN.fullmatch(path.stem)
+        if match is None:
+            raise DatasetError(f"{path}: the name must be SXX_bscanYY.png; rename it or take it away")
+        image, fluid = read_picture(path), read_picture(source / "fluid_mask" / path.name) > 0
+        case = BscanCase(path.stem, match[1], match[1], int(match[2]), "", Role.LABELLED)
+        convert_bscan(dataset, case, image, fluid, framing=framing, scale=scale_of(image, path.name), outcome=outcome)
+    for line in outcome.warnings:
+        logger.warning("%s", line)
+    return _finished(dataset, outcome.rows)
+
+
+def convert_covid(
+    source: Path, output: Path, *, size: tuple[int, int] | None = COVID_SIZE, overwrite: bool = False
+) -> Path:
+    """Slices with lung, everything outside the lungs set to 0, spine down, shrunk; one class, infection.
+
+    Args:
+        source: folder `covid19_ct`.
+        output: folder in which `Dataset112_QUCovid` is written.
+        size: rows and columns of a case; None for native pixels.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: no images, or an earlier conversion with other settings.
+        ImageError: a volume cannot be read, or its labels have another shape.
+    """
+    framing = Framing(crop=False, size=size)
+    dataset = RawDataset(
+        folder=output / "Dataset112_QUCovid",
+        channel_names=("lung window",),  # not "CT": intensities are no HU, each image is normalised by its own
+        labels={"background": 0, "infection": 1},
+        file_ending=".png",
+        settings={"source": str(source.resolve()), "size": size},
+    )
+    paths = _files(source / "images", ".nii.gz")
+    dataset.begin(overwrite=overwrite)
+    rows: list[dict[str, object]] = []
+    skipped = 0
+    for path in track(paths, "Volumes", total=len(paths)):
+        stack = path.name.removesuffix(".nii.gz")
+        volume, labels = read_volume(path)[0], read_volume(source / "labels" / path.name)[0]
+        check_same_grid(volume, labels, path.name)
+        if stack in SPINE_UP:
+            volume, labels = volume[:, ::-1], labels[:, ::-1]
+        for index, (image, mask) in enumerate(zip(volume, labels, strict=True)):
+            lung = np.isin(mask, _LUNG)
+            if not lung.any():
+                skipped += 1
+                continue
+            row = _row(f"{stack}_slice{index:02d}", SAME_SUBJECT.get(stack, stack), stack, index)
+            rows.append(row)
+            images, label = [framing.image(image * lung)], framing.mask(mask == _INFECTION)
+            dataset.write_case(str(row["case_id"]), Role.LABELLED, images, label)
+    logger.warning("%s: %d slices without lung left out", dataset.folder.name, skipped)
+    return _finished(dataset, rows)
+
+
+def convert_hippocampus(source: Path, output: Path, *, number: int | None = None, overwrite: bool = False) -> Path:
+    """The volumes as they are, float32; two classes, anterior and posterior hippocampus.
+
+    Args:
+        source: folder `hippocampus_mr`.
+        output: folder in which `Dataset113_QUHippocampus` is written.
+        number: how many, in the order of their names; None for all.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: fewer images than asked for, or an earlier conversion with other settings.
+        ImageError: a volume cannot be read, or its labels have another shape.
+    """
+    dataset = RawDataset(
+        folder=output / "Dataset113_QUHippocampus",
+        channel_names=("MRI",),
+        labels={"background": 0, "anterior": 1, "posterior": 2},
+        file_ending=".nii.gz",
+        settings={"source": str(source.resolve()), "number": number},
+    )
+    paths = _files(source / "images", ".nii.gz")
+    if number is not None and not 2 <= number <= len(paths):
+        raise DatasetError(f"--number {number}: give 2 to {len(paths)}, the volumes in {source / 'images'}")
+    dataset.begin(overwrite=overwrite)
+    rows: list[dict[str, object]] = []
+    for path in track(paths[:number], "Volumes", total=len(paths[:number])):
+        case = path.name.removesuffix(".nii.gz")
+        image, geometry = read_volume(path)
+        label = read_volume(source / "labels" / path.name)[0]
+        dataset.write_case(case, Role.LABELLED, [image.astype(np.float32)], label, geometry=geometry)
+        rows.append(_row(case, case, "", None))
+    return _finished(dataset, rows)
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    found = sorted(folder.glob(f"*{ending}"))
+    if not found:
+        raise DatasetError(f"{folder}: no *{ending} there; give the folder of the shared sets with --shared")
+    return found
+
+
+def _row(case: str, subject: str, stack: str, slice_index: int | None) -> dict[str, object]:
+    return {
+        "case_id": case,
+        "subject_id": subject,
+        "stack_id": stack,
+        "slice_index": slice_index,
+        "role": Role.LABELLED.value,
+    }
+
+
+def _finished(dataset: RawDataset, rows: list[dict[str, object]]) -> Path:
+    """Finish a dataset; where nnUNet_preprocessed is not set, its folds are thrown away (the arms make their own)."""
+    with tempfile.TemporaryDirectory() as spare:
+        given = os.environ.get(PREPROCESSED)
+        os.environ[PREPROCESSED] = given or spare
+        try:
+            dataset.finish(rows)
+        finally:
+            if not given:
+                del os.environ[PREPROCESSED]
+    return dataset.folder
+
+
+def command(
+    which: Source = typer.Argument(..., help="Which set."),
+    shared: Path = typer.Option(Path("../shared/data"), "--shared", help="Folder that holds the real images."),
+    output: Path = typer.Option(..., "-o", "--output", help="Folder like nnUNet_raw, where the dataset is made."),
+    size: str = typer.Option("", "--size", help="ROWSxCOLUMNS or native; oct 80x192 and covid 128x128 by default."),
+    number: int = typer.Option(None, "--number", help="hippocampus: take so many volumes; all by default."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion first."),
+) -> None:
+    """Write a raw nnU-Net dataset of one of the shared sets, every case labelled."""
+    if which is Source.OCT:
+        chosen = parse_size(size) if size else SIZE
+        folder = convert_oct(shared / "oct_duke_dme", output, size=chosen, overwrite=overwrite)
+    elif which is Source.COVID:
+        chosen = parse_size(size) if size else COVID_SIZE
+        folder = convert_covid(shared / "covid19_ct", output, size=chosen, overwrite=overwrite)
+    else:
+        folder = convert_hippocampus(shared / "hippocampus_mr", output, number=number, overwrite=overwrite)
+    typer.echo(f"Wrote {folder}")
+
+
+if __name__ == "__main__":
+    run_script(command)

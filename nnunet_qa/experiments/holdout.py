@@ -1,0 +1,221 @@
+"""A fully annotated dataset, parted by subject into a pool to annotate, validation and test, for an experiment.
+
+The annotator is played with known labels: the labels of the pool exist, and an arm may use those of the cases that it
+chose. Plans and fingerprint come from pool and validation alone, never from test subjects. Each cell trains in nnU-Net
+folders of its own, which refer to the preprocessed data and hold their own `splits_final.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_qa.cases import FILE_NAME as CASES
+from nnunet_qa.cases import CaseTable, Role
+from nnunet_qa.data.paths import read_json
+from nnunet_qa.data.raw_dataset import FOLDERS
+from nnunet_qa.data.splits import FILE_NAME as SPLITS
+from nnunet_qa.data.splits import write_splits
+from nnunet_qa.environment import FOLDERS as VARIABLES
+from nnunet_qa.errors import DatasetError
+from nnunet_qa.experiments.budget import Budget
+from nnunet_qa.experiments.commands import environment_of
+from nnunet_qa.experiments.runner import Cell
+from nnunet_qa.files import make_folder, write_json, write_text
+
+PLANNED, OWN = "nnUNetPlans", "nnUNetPlansExperiment"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Case identifiers of each part; no subject is in two of them."""
+
+    pool: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def part_subjects(
+    subjects: Mapping[str, str], *, seed: int, test_folds: int = 3, validation_subjects: int = 1
+) -> Parts:
+    """Part cases by subject. Seeds 0 to `test_folds` - 1 together test every subject once.
+
+    Args:
+        subjects: subject of each annotated case.
+        seed: seed s tests fold s modulo `test_folds`, and draws its validation subjects with s.
+        test_folds: how many folds the subjects are parted into, the same for every seed.
+        validation_subjects: how many of the other subjects validate.
+
+    Raises:
+        DatasetError: too few subjects to leave one for the pool.
+    """
+    names = sorted(set(subjects.values()))
+    if test_folds < 2 or len(names) < test_folds:
+        raise DatasetError(
+            f"{len(names)} subjects cannot be parted into {test_folds} test folds; use 2 to {len(names)}"
+        )
+    order = [names[index] for index in np.random.default_rng(0).permutation(len(names))]
+    test = set(order[seed % test_folds :: test_folds])
+    rest = [name for name in names if name not in test]
+    if not 1 <= validation_subjects < len(rest):
+        raise DatasetError(
+            f"{len(rest)} subjects are left beside the test subjects; {validation_subjects} for validation leaves none "
+            "for the pool or validates none. Change the validation subjects or the test folds"
+        )
+    validation = set(np.random.default_rng(seed).choice(rest, validation_subjects, replace=False).tolist())
+
+    def cases(wanted: set[str]) -> tuple[str, ...]:
+        return tuple(sorted(case for case, subject in subjects.items() if subject in wanted))
+
+    return Parts(cases(set(rest) - validation), cases(validation), cases(test))
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The parts of one seed as a dataset of their own, planned and preprocessed once for all arms.
+
+    Attributes:
+        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
+        folder: where this seed's data go.
+        parts: who is in which part.
+        configuration: `2d`, `3d_fullres`, …
+        budget: size of the trainings.
+        jobs: processes for planning and preprocessing.
+    """
+
+    source: Path
+    folder: Path
+    parts: Parts
+    configuration: str
+    budget: Budget
+    jobs: int = 1
+
+    @property
+    def raw(self) -> Path:
+        """The raw dataset of this seed."""
+        return self.folder / VARIABLES[0] / self.source.name
+
+    @property
+    def number(self) -> str:
+        """Dataset number, as nnU-Net's `-d` takes it."""
+        return str(int(self.source.name[7:10]))
+
+    @property
+    def plans(self) -> str:
+        """Name of the plans that every arm trains with."""
+        budget = self.budget
+        own = (budget.features, budget.batch_size, budget.patch_size, budget.image_size)
+        return PLANNED if own == (None,) * 4 else OWN
+
+    @cached_property
+    def dataset_json(self) -> dict[str, Any]:
+        """Content of the source's dataset.json."""
+        return read_json(self.source / "dataset.json")
+
+    @cached_property
+    def cases(self) -> CaseTable:
+        """The source's case table."""
+        return CaseTable.read(self.source / CASES)
+
+    def images(self, case: str) -> list[Path]:
+        """Channel files of a case."""
+        return [Path(path) for path in self._files[case]["images"]]
+
+    def label(self, case: str) -> Path:
+        """True label of a case."""
+        return Path(self._files[case]["label"])
+
+    @cached_property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        return get_filenames_of_train_images_and_targets(os.fspath(self.source), self.dataset_json)
+
+    def prepare(self) -> None:
+        """Write the raw dataset of links, plan and preprocess it; what an earlier run finished is kept.
+
+        Raises:
+            DatasetError: a case of the table has no image or label in the source.
+            DependencyError: a command of nnU-Net failed.
+        """
+        self._link_raw()
+        cell = Cell("holdout", 0, self.folder, environment_of(self.folder, jobs=self.jobs))
+        jobs = ("-np", str(self.jobs), "-npfp", str(self.jobs))
+        cell.call("plan", "nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", self.configuration, *jobs)
+        if self.plans != PLANNED:
+            cell.call(
+                "plans", "nnunet-qa", "plans", "-d", self.number, "-c", self.configuration, "-o", OWN, *self._size()
+            )
+        if self.budget.image_size is not None:
+            data = ("-d", self.number, "-c", self.configuration, "-plans_name", OWN, "-np", str(self.jobs))
+            cell.call("preprocess", "nnUNetv2_preprocess", *data)
+
+    def _size(self) -> list[str]:
+        budget = self.budget
+        options: dict[str, Sequence[int] | None] = {
+            "--features": budget.features,
+            "--batch-size": (budget.batch_size,) if budget.batch_size is not None else None,
+            "--patch-size": budget.patch_size,
+            "--image-size": budget.image_size,
+        }
+        return [
+            part
+            for name, numbers in options.items()
+            if numbers is not None
+            for part in (name, ",".join(map(str, numbers)))
+        ]
+
+    def _link_raw(self) -> None:
+        mark = self.folder / ".raw-done"
+        if mark.is_file():
+            return
+        shutil.rmtree(self.raw, ignore_errors=True)
+        roles = {Role.LABELLED: (*self.parts.pool, *self.parts.validation), Role.TEST: self.parts.test}
+        for role, cases in roles.items():
+            images, labels = (make_folder(self.raw / name) for name in FOLDERS[role])
+            for case in cases:
+                if case not in self._files:
+                    raise DatasetError(f"{self.source}: the case {case} of {CASES} has no image in imagesTr")
+                for channel, path in enumerate(self.images(case)):
+                    _link(path, images / f"{case}_{channel:04d}{self.dataset_json['file_ending']}")
+                _link(self.label(case), labels / f"{case}{self.dataset_json['file_ending']}")
+        kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}
+        write_json(self.raw / "dataset.json", {**kept, "numTraining": len(roles[Role.LABELLED])})
+        frame = self.cases.frame
+        own = CaseTable(frame[frame["case_id"].isin([*roles[Role.LABELLED], *self.parts.test])])
+        own.with_role(self.parts.test, Role.TEST).write(self.raw / CASES)
+        write_text(mark, "")
+
+    def populate(self, cell: Cell, train: Sequence[str], earlier: Cell | None = None) -> None:
+        """Give a cell nnU-Net folders of its own in which fold 0 trains on the given cases.
+
+        Args:
+            cell: the cell.
+            train: identifiers of pool cases; all validation cases validate.
+            earlier: a cell whose plans this one uses too.
+        """
+        for name in (VARIABLES[0], VARIABLES[2]):
+            make_folder(cell.folder / name)
+        _link(self.raw, cell.folder / VARIABLES[0] / self.source.name)
+        own = make_folder(cell.folder / VARIABLES[1] / self.source.name)
+        for start in (self.folder, earlier.folder if earlier is not None else self.folder):
+            for path in (start / VARIABLES[1] / self.source.name).iterdir():
+                if path.name != SPLITS:
+                    _link(path, own / path.name)
+        write_splits(own, [{"train": sorted(train), "val": sorted(self.parts.validation)}])
+
+
+def _link(target: Path, link: Path) -> None:
+    """A symbolic link, made anew; nnU-Net reads through it."""
+    for path, name in ((target, link), (target.with_suffix(".json"), link.with_suffix(".json"))):
+        # nnU-Net keeps the spacing of a 3D TIFF in a JSON file beside it
+        if path != target and (not path.is_file() or target.suffix not in (".tif", ".tiff")):
+            continue
+        name.unlink(missing_ok=True)
+        name.symlink_to(path.resolve())

@@ -1,0 +1,380 @@
+"""The experiment of paper 001 (Table I), with the baselines that it lacks; subjects are kept apart.
+
+Algorithm 1 with an annotator played by known labels: choose S0 by image quality, train on it, score the rest of the
+pool, take what has Q below q0 into S_m, annotate, fine-tune from the first weights. The arms that choose other cases
+instead of S_m start from the same weights, annotate as many cases and train as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from nnunet_qa.config import ENVIRONMENT_VARIABLE
+from nnunet_qa.data.images import read_any
+from nnunet_qa.environment import FOLDERS
+from nnunet_qa.errors import DatasetError, SelectionError
+from nnunet_qa.evaluation.per_image import evaluate_images
+from nnunet_qa.experiments.budget import Budget
+from nnunet_qa.experiments.holdout import Holdout, part_subjects
+from nnunet_qa.experiments.runner import Arm, Cell, Runner
+from nnunet_qa.files import write_csv, write_text
+from nnunet_qa.quality.measure import measure_cases
+from nnunet_qa.quality.roi import Roi
+from nnunet_qa.quality.table import FILE_NAME as QUALITY
+from nnunet_qa.quality.table import read_quality
+from nnunet_qa.selection.diversity import thumbnail
+from nnunet_qa.selection.initial import initial_set, write_initial_set
+from nnunet_qa.selection.minimal import Ranking, minimal_set, q0_from_validation, write_minimal_set
+
+INITIAL, REFERENCE, TRANSFER_INITIAL, TRANSFER = "initial", "qu_net_plus_plus", "transfer_initial", "transfer"
+METRICS = "test_images.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What the experiment does, apart from where.
+
+    Attributes:
+        configuration: `2d` or `3d_fullres`.
+        budget: size of the trainings.
+        q0: a case of the pool with Q below it goes into S_m.
+        failure_dice: Dice below which a validation case has failed, for the arm that chooses q0 by validation.
+        annotated: part of the pool that may be annotated in all, S0 and S_m together, and by the random arms, in (0, 1].
+        initial_size: cases in S0.
+        roi: region of interest of the image quality.
+        test_folds: see `part_subjects`.
+        validation_subjects: see `part_subjects`.
+        transfer_from: folder of a model trained on another modality, for the transfer arms.
+    """
+
+    configuration: str = "2d"
+    budget: Budget
+    q0: float = 0.9
+    failure_dice: float = 0.5
+    annotated: float = 0.25
+    initial_size: int = 5
+    roi: Roi = Roi.NONE
+    test_folds: int = 3
+    validation_subjects: int = 1
+    transfer_from: Path | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the results, as JSON; where the weights of the transfer arms come from stands in theirs."""
+        left_out = ("budget", "roi", "transfer_from")
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
+        return {**own, "roi": self.roi.value, "budget": self.budget.model_dump(mode="json")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QUNetPlusPlusExperiment:
+    """The experiment on one dataset.
+
+    Attributes:
+        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
+        folder: holds everything that the experiment writes.
+        protocol: what is done.
+        device: `cpu`, `cuda` or `mps`.
+        jobs: processes of each command.
+        threads: threads of each numerical library; None leaves what is set.
+    """
+
+    source: Path
+    folder: Path
+    protocol: Protocol
+    device: str = "cpu"
+    jobs: int = 1
+    threads: int | None = None
+    _holdouts: dict[int, Holdout] = field(default_factory=dict)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The runner with all arms."""
+        settings = {"experiment": "qu-net-plus-plus", "source": self.source, **self.protocol.settings()}
+        arms = tuple(self._arms())
+        return Runner(self.folder, settings, arms, jobs=self.jobs, threads=self.threads)
+
+    def _arms(self) -> list[Arm]:
+        budget, from_initial = self.protocol.budget, (INITIAL, REFERENCE)
+
+        def like(name: str, choose: Callable[[Cell], list[str]], title: str) -> Arm:
+            return Arm(name, lambda cell: self._second(cell, choose(cell)), from_initial, title)
+
+        arms = [
+            Arm("unet_random", lambda cell: self._random(cell, budget.unet), (), "U-net, random"),
+            Arm("unet_plus_plus_random", lambda cell: self._random(cell, budget.unet_plus_plus), (), "U-net++, random"),
+            Arm(INITIAL, self._first, (), "U-net++ on S0 alone"),
+            Arm(REFERENCE, lambda cell: self._second(cell, self._lowest_q(cell)), (INITIAL,), "QU-net++"),
+            like("random_same_size", self._any, "S0 + random, same size"),
+            like("foreground_random", self._with_foreground, "S0 + foreground-aware random, same size"),
+            like(
+                "entropy",
+                lambda cell: self._same_size(cell, ranking=Ranking.ENTROPY),
+                "S0 + highest entropy, same size",
+            ),
+            Arm("full", self._full, (), "U-net++, full set"),
+            like(
+                "worst_class", lambda cell: self._same_size(cell, ranking=Ranking.WORST_CLASS), "QU-net++, Q per class"
+            ),
+            like("size", lambda cell: self._same_size(cell, ranking=Ranking.SIZE), "QU-net++, Q weighted by size"),
+            like("diverse", lambda cell: self._same_size(cell, diverse=True), "QU-net++, diverse"),
+            Arm(
+                "q0_validation",
+                lambda cell: self._second(cell, self._lowest_q(cell, validated=True)),
+                (INITIAL,),
+                "QU-net++, q0 from validation",
+            ),
+        ]
+        if self.protocol.transfer_from is not None:
+            arms.append(Arm(TRANSFER_INITIAL, self._first_transferred, (), "U-net++ on S0, transferred weights"))
+            transferred = (TRANSFER_INITIAL,)
+            arms.append(
+                Arm(
+                    TRANSFER,
+                    lambda cell: self._second(cell, self._lowest_q(cell, TRANSFER_INITIAL), TRANSFER_INITIAL),
+                    transferred,
+                    "QU-net++, transferred weights",
+                )
+            )
+        return arms
+
+    def holdout(self, seed: int) -> Holdout:
+        """The parts of one seed; nothing is written."""
+        if seed not in self._holdouts:
+            protocol, folder = self.protocol, self.folder / "holdout" / f"seed_{seed}"
+            found = Holdout(self.source, folder, self._parts(seed), protocol.configuration, protocol.budget, self.jobs)
+            self._holdouts[seed] = found
+        return self._holdouts[seed]
+
+    def _parts(self, seed: int) -> Any:
+        from nnunet_qa.cases import FILE_NAME, CaseTable
+
+        subjects = CaseTable.read(self.source / FILE_NAME).subjects()
+        protocol = self.protocol
+        parts = part_subjects(
+            subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
+        )
+        allowed = round(protocol.annotated * len(parts.pool))
+        if not 1 <= protocol.initial_size < allowed:
+            raise DatasetError(
+                f"{self.source}: of {len(parts.pool)} pool cases {allowed} may be annotated, S0 alone has "
+                f"{protocol.initial_size}; leave room for S_m: raise --annotated or lower --initial-size"
+            )
+        return parts
+
+    def _allowed(self, seed: int) -> int:
+        return round(self.protocol.annotated * len(self.holdout(seed).parts.pool))
+
+    # ------------------------------------------------------------------ arms
+
+    def _random(self, cell: Cell, trainer: str) -> dict[str, Any]:
+        pool = self.holdout(cell.seed).parts.pool
+        rng = np.random.default_rng(cell.seed)  # the same draw for U-net and U-net++
+        return self._train_and_test(
+            cell, rng.choice(pool, self._allowed(cell.seed), replace=False).tolist(), trainer, 2
+        )
+
+    def _full(self, cell: Cell) -> dict[str, Any]:
+        pool = list(self.holdout(cell.seed).parts.pool)
+        return self._train_and_test(cell, pool, self.protocol.budget.unet_plus_plus, 2)
+
+    def _first(self, cell: Cell, weights: Path | None = None, plans: str | None = None) -> dict[str, Any]:
+        chosen = self._by_image_quality(cell)
+        trainer = self.protocol.budget.unet_plus_plus
+        result = self._train_and_test(cell, chosen, trainer, 1, weights=weights, plans=plans)
+        self._score(cell, "imagesTr", trainer, result["plans"], "--entropy")
+        return result
+
+    def _first_transferred(self, cell: Cell) -> dict[str, Any]:
+        holdout, plans = self.holdout(cell.seed), "nnUNetPlansTransfer"
+        holdout.prepare()
+        holdout.populate(cell, ())
+        model = self.protocol.transfer_from
+        options = ("-d", holdout.number, "-c", holdout.configuration, "-p", holdout.plans, "-o", plans)
+        checkpoint = cell.folder / "transferred.pth"
+        cell.call(
+            "transfer", "nnunet-qa", "transfer", "-i", str(model), "-f", "0", *options, "--weights", str(checkpoint)
+        )
+        return {**self._first(cell, checkpoint, plans), "transfer_from": str(model)}
+
+    def _second(self, cell: Cell, chosen: list[str], start: str = INITIAL) -> dict[str, Any]:
+        """Fine-tune the first model on S0 and what was chosen."""
+        first = self.runner.cell(start, cell.seed)
+        earlier = first.result()
+        weights = self.model_of(first) / "fold_0" / "checkpoint_final.pth"
+        cases = [*earlier["train"], *chosen]
+        self.holdout(cell.seed).populate(cell, cases, first)
+        result = self._train_and_test(cell, cases, earlier["trainer"], 1, weights=weights, plans=earlier["plans"])
+        return {**result, "s_m": chosen}
+
+    # ------------------------------------------------------------------ choices
+
+    def _by_image_quality(self, cell: Cell) -> list[str]:
+        holdout = self.holdout(cell.seed)
+        holdout.prepare()
+        images = {case: holdout.images(case) for case in holdout.parts.pool}
+        table = measure_cases(
+            images,
+            roi=self.protocol.roi,
+            file_ending=holdout.dataset_json["file_ending"],
+            jobs=self.jobs,
+            show_progress=False,
+        )
+        chosen = initial_set(table, target_size=self.protocol.initial_size)
+        write_initial_set(cell.folder / "initial_set.csv", chosen)
+        return chosen.loc[chosen["selected"], "case_id"].tolist()
+
+    def _pool_scores(self, seed: int, start: str = INITIAL) -> pd.DataFrame:
+        """Q of every pool case that is not in S0."""
+        first = self.runner.cell(start, seed)
+        table = read_quality(first.folder / "imagesTr" / QUALITY)
+        left = set(self.holdout(seed).parts.pool) - set(first.result()["train"])
+        return table[table["case_id"].isin(left)]
+
+    def _lowest_q(self, cell: Cell, start: str = INITIAL, *, validated: bool = False) -> list[str]:
+        """S_m of Algorithm 1, lowest Q first where more cases lie below q0 than may be annotated."""
+        q0 = self._validated_q0(cell.seed) if validated else self.protocol.q0
+        number = self._allowed(cell.seed) - self.protocol.initial_size
+        try:
+            chosen = minimal_set(self._pool_scores(cell.seed, start), q0=q0, number=number)
+        except SelectionError:  # the first model agrees with itself everywhere: nothing is worth annotating
+            return []
+        write_minimal_set(cell.folder / "minimal_set.csv", chosen)
+        return chosen["case_id"].tolist()
+
+    def _validated_q0(self, seed: int) -> float:
+        first = self.runner.cell(INITIAL, seed)
+        table = read_quality(first.folder / "imagesTr" / QUALITY)
+        validation = table[table["case_id"].isin(self.holdout(seed).parts.validation)]
+        holdout = self.holdout(seed)
+        truth = evaluate_images(
+            first.folder / "imagesTr", holdout.raw / "labelsTr", holdout.parts.validation, holdout.dataset_json
+        )
+        dice = truth.groupby("case_id")["dice"].mean()
+        try:
+            return q0_from_validation(
+                validation.assign(dice=validation["case_id"].map(dice)), failure=self.protocol.failure_dice
+            )
+        except SelectionError:  # no failure, or nothing but failures
+            return self.protocol.q0
+
+    def _size(self, seed: int) -> int:
+        return len(self.runner.cell(REFERENCE, seed).result()["s_m"])
+
+    def _same_size(self, cell: Cell, *, ranking: Ranking = Ranking.Q, diverse: bool = False) -> list[str]:
+        """As many as QU-net++ takes, ranked otherwise."""
+        number = self._size(cell.seed)
+        if number == 0:
+            return []
+        scores, features, annotated = self._pool_scores(cell.seed), None, None
+        if diverse:
+            first = self.runner.cell(INITIAL, cell.seed).result()["train"]
+            features = {case: self._thumbnail(cell.seed, case) for case in scores["case_id"]}
+            annotated = np.stack([self._thumbnail(cell.seed, case) for case in first])
+        chosen = minimal_set(scores, q0=None, ranking=ranking, number=number, features=features, annotated=annotated)
+        write_minimal_set(cell.folder / "minimal_set.csv", chosen)
+        return chosen["case_id"].tolist()
+
+    def _thumbnail(self, seed: int, case: str) -> np.ndarray:
+        return thumbnail(read_any(self.holdout(seed).images(case)[0]))
+
+    def _any(self, cell: Cell) -> list[str]:
+        return self._draw(cell, self._pool_scores(cell.seed)["case_id"].tolist())
+
+    def _with_foreground(self, cell: Cell) -> list[str]:
+        """Random among the cases with foreground, filled up with others where there are too few."""
+        holdout = self.holdout(cell.seed)
+        cases = self._pool_scores(cell.seed)["case_id"].tolist()
+        have = [case for case in cases if (read_any(holdout.label(case)) > 0).any()]
+        return self._draw(cell, have, [case for case in cases if case not in have])
+
+    def _draw(self, cell: Cell, cases: Sequence[str], then: Sequence[str] = ()) -> list[str]:
+        rng = np.random.default_rng(cell.seed)
+        order = [*rng.permutation(sorted(cases)), *rng.permutation(sorted(then))]
+        return [str(case) for case in order[: self._size(cell.seed)]]
+
+    # ------------------------------------------------------------------ training and testing
+
+    def _train_and_test(
+        self,
+        cell: Cell,
+        train: list[str],
+        trainer: str,
+        stages: int,
+        *,
+        weights: Path | None = None,
+        plans: str | None = None,
+    ) -> dict[str, Any]:
+        holdout, budget = self.holdout(cell.seed), self.protocol.budget
+        plans = plans or holdout.plans
+        holdout.prepare()
+        holdout.populate(cell, train)
+        write_text(cell.folder / "qa.yaml", _settings(budget, stages))
+        environment = dict(cell.environment) | {ENVIRONMENT_VARIABLE: str(cell.folder / "qa.yaml")}
+        cell = Cell(cell.arm, cell.seed, cell.folder, environment)
+        model = self._model(cell, trainer, plans)
+        how = ["-tr", trainer, "-p", plans, "-device", self.device]
+        if (model / "fold_0" / "checkpoint_latest.pth").is_file():
+            how.append("--c")
+        elif weights is not None:
+            how += ["-pretrained_weights", str(weights)]
+        cell.call("train", "nnUNetv2_train", holdout.number, holdout.configuration, "0", *how)
+        self._predict(cell, trainer, plans)
+        truth = evaluate_images(
+            cell.folder / "imagesTs", holdout.raw / "labelsTs", holdout.parts.test, holdout.dataset_json
+        )
+        truth.insert(1, "subject_id", truth["case_id"].map(holdout.cases.subjects()))
+        write_csv(cell.folder / METRICS, truth)
+        return {
+            "trainer": trainer,
+            "plans": plans,
+            "train": train,
+            "pool": len(holdout.parts.pool),
+            "test": len(holdout.parts.test),
+        }
+
+    def _predict(self, cell: Cell, trainer: str, plans: str) -> None:
+        """Predict the test images, with Q where the network has two outputs."""
+        holdout = self.holdout(cell.seed)
+        if trainer == "PaperQUNetTrainer":  # one output: no Q, so nnU-Net's own command
+            images, output = str(holdout.raw / "imagesTs"), str(cell.folder / "imagesTs")
+            what = ("-d", holdout.number, "-c", holdout.configuration, "-f", "0", "-tr", trainer, "-p", plans)
+            tta = () if self.protocol.budget.mirroring else ("--disable_tta",)
+            cell.call("predict", "nnUNetv2_predict", "-i", images, "-o", output, *what, "-device", self.device, *tta)
+        else:
+            self._score(cell, "imagesTs", trainer, plans)
+
+    def _score(self, cell: Cell, images: str, trainer: str, plans: str, *more: str) -> None:
+        holdout = self.holdout(cell.seed)
+        folders = ("-i", str(holdout.raw / images), "-o", str(cell.folder / images))
+        model = ("-d", holdout.number, "-c", holdout.configuration, "-f", "0", "-tr", trainer, "-p", plans)
+        tta = () if self.protocol.budget.mirroring else ("--disable_tta",)
+        how = ("-device", self.device, "--jobs", str(self.jobs), *tta, *more)
+        cell.call(f"score-{images}", "nnunet-qa", "score", *folders, *model, *how)
+
+    def model_of(self, cell: Cell) -> Path:
+        """Model folder of a cell that is done."""
+        record = cell.result()
+        return self._model(cell, record["trainer"], record["plans"])
+
+    def _model(self, cell: Cell, trainer: str, plans: str) -> Path:
+        name = f"{trainer}__{plans}__{self.protocol.configuration}"
+        return cell.folder / FOLDERS[2] / self.source.name / name
+
+
+def _settings(budget: Budget, stages: int) -> str:
+    """`qa.yaml` of one training."""
+    training = {
+        "epochs": budget.epochs(stages),
+        "iterations_per_epoch": budget.iterations_per_epoch,
+        "val_iterations_per_epoch": budget.val_iterations_per_epoch,
+        "initial_lr": budget.initial_lr,
+    }
+    return yaml.safe_dump({"training": training, "scoring": {"every_epoch": False, "final": False}})

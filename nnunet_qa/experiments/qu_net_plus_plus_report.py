@@ -1,0 +1,223 @@
+"""Tables and figures of the experiment of paper 001, from the cells that are done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunet_qa.data.images import read_any
+from nnunet_qa.errors import SelectionError
+from nnunet_qa.evaluation.paired import compare
+from nnunet_qa.evaluation.per_image import ALL, summarise_images
+from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, METRICS, REFERENCE, QUNetPlusPlusExperiment
+from nnunet_qa.experiments.runner import Cell
+from nnunet_qa.experiments.tables import markdown_table, mean_sd
+from nnunet_qa.files import make_folder, write_csv, write_text
+from nnunet_qa.inference.levels import level_segmentations
+from nnunet_qa.quality.table import FILE_NAME as QUALITY
+from nnunet_qa.quality.table import read_quality
+from nnunet_qa.reports.segmentation_figures import (
+    ErrorPanel,
+    arms_picture,
+    errors_picture,
+    level_losses_picture,
+    level_outputs_picture,
+)
+
+_PAPER = {"precision": "Pr", "recall": "Re", "jaccard": "J", "dice": "D", "accuracy": "Acc"}
+_SHOWN = 4
+
+
+def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
+    """Write `report/`: results by arm and seed, per image, paired comparisons, Table I and the figures.
+
+    Returns:
+        `report/README.md`.
+
+    Raises:
+        SelectionError: no cell is done.
+    """
+    cells = experiment.runner.done()
+    if not cells:
+        raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
+    folder = make_folder(experiment.folder / "report")
+    titles = {arm.name: arm.title for arm in experiment.runner.arms}
+    images = pd.concat([_images(cell) for cell in cells], ignore_index=True)
+    results = pd.DataFrame([_result(cell, rows) for cell in cells for rows in [_images(cell)]])
+    write_csv(folder / "per_image.csv", images.round(6))
+    write_csv(folder / "results.csv", results.round(6))
+    parts = [f"# QU-net++ on {experiment.source.name}", "## Table I", _table(results, titles, experiment.runner)]
+    comparison = _comparison(images, results)
+    if comparison is not None:
+        write_csv(folder / "comparison.csv", comparison.round(6))
+        parts += [f"## Dice of each arm against {titles[REFERENCE]}", _comparison_table(comparison, titles)]
+    parts += ["## Figures", *_figures(experiment, folder, results, titles), "## What ran where", _machines(cells)]
+    path = folder / "README.md"
+    write_text(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def _images(cell: Cell) -> pd.DataFrame:
+    table = pd.read_csv(cell.folder / METRICS, dtype={"case_id": str, "subject_id": str})
+    table.insert(0, "arm", cell.arm)
+    table.insert(1, "seed", cell.seed)
+    return table
+
+
+def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
+    """One row: how many images were annotated, and the means over the classes."""
+    record = cell.result()
+    summary = summarise_images(images.drop(columns=["arm", "seed", "subject_id"]))
+    means = summary[summary["class"] == ALL].iloc[0].drop("class").to_dict()
+    return {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "annotated": len(record["train"]),
+        "pool": record["pool"],
+        "test": record["test"],
+        "s_m": len(record["s_m"]) if "s_m" in record else None,
+        "seconds": record["seconds"],
+        **means,
+    }
+
+
+def _table(results: pd.DataFrame, titles: dict[str, str], runner: Any) -> str:
+    """Table I: mean (SD) over the draws."""
+    names = [arm.name for arm in runner.arms if arm.name in set(results["arm"])]
+    rows = []
+    for name in names:
+        rows_of = results[results["arm"] == name]
+        counts = f"{rows_of['annotated'].mean():.0f}/{rows_of['test'].mean():.0f}"
+        paper = [mean_sd(rows_of[metric]) for metric in _PAPER]
+        more = [mean_sd(rows_of["dice_foreground"]), mean_sd(rows_of["dice_pooled"])]
+        rows.append([titles[name], counts, str(len(rows_of)), *paper, *more])
+    heads = ["Arm", "#Train/#Test", "Draws", *_PAPER.values(), "D, with foreground", "D, pooled"]
+    note = (
+        "Mean (SD over draws) of the mean over the test images; an image without foreground counts 1 when it was "
+        "rightly left empty. `D, with foreground` leaves those out, `D, pooled` counts the voxels of all images "
+        "together. #Train is the number of annotated pool images, averaged over the draws."
+    )
+    return f"{markdown_table(heads, rows)}\n\n{note}"
+
+
+def _comparison(images: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame | None:
+    """Each arm against QU-net++ on the seeds that both have; None where QU-net++ or all others are missing."""
+    dice = images.groupby(["arm", "seed", "subject_id", "case_id"], as_index=False, sort=False)["dice"].mean()
+    seeds = {arm: set(rows["seed"]) for arm, rows in results.groupby("arm")}
+    if REFERENCE not in seeds or len(seeds) < 2:
+        return None
+    complete = {arm for arm, own in seeds.items() if own >= seeds[REFERENCE]}
+    kept = dice[dice["arm"].isin(complete) & dice["seed"].isin(seeds[REFERENCE])]
+    if len(complete) < 2:
+        return None
+    return compare(kept, reference=REFERENCE, metric="dice", rng=np.random.default_rng(0))
+
+
+def _comparison_table(table: pd.DataFrame, titles: dict[str, str]) -> str:
+    rows = [
+        [
+            titles[row.arm],
+            f"{row.difference:+.3f}",
+            f"{row.low:+.3f} to {row.high:+.3f}",
+            f"{row.p_wilcoxon:.3f} ({row.p_wilcoxon_holm:.3f})",
+            f"{row.p_t:.3f} ({row.p_t_holm:.3f})",
+            f"{row.seeds_better} of {row.seeds}",
+        ]
+        for row in table.itertuples()
+    ]
+    heads = ["Arm", "Difference in Dice", "95 % interval", "p Wilcoxon (Holm)", "p t-test (Holm)", "Better in draws"]
+    first = table.iloc[0]
+    note = (
+        f"Arm minus QU-net++ over the same {first['pairs']} images of {first['subjects']} subjects: above 0 the arm is "
+        "better. Intervals draw subjects, tests take one number a subject."
+    )
+    return f"{markdown_table(heads, rows)}\n\n{note}"
+
+
+def _figures(
+    experiment: QUNetPlusPlusExperiment, folder: Path, results: pd.DataFrame, titles: dict[str, str]
+) -> list[str]:
+    order = [arm.name for arm in experiment.runner.arms]
+    shown = results.sort_values("arm", key=lambda arms: arms.map(order.index), kind="stable")
+    arms_picture(folder / "arms.png", shown.assign(arm=shown["arm"].map(titles)), heading="Test Dice by arm")
+    texts = ["![Dice of each arm](arms.png)"]
+    cells = [cell for cell in experiment.runner.done([REFERENCE]) if cell.arm == REFERENCE]
+    if not cells:
+        return texts
+    first, best = experiment.runner.cell(INITIAL, cells[0].seed), cells[0]
+    shutil.copyfile(first.folder / "initial_set.csv", folder / "initial_set.csv")
+    for name in (first, best):
+        if (losses := _level_losses(experiment, name)) is not None:
+            picture = f"level_losses_{name.arm}.png"
+            level_losses_picture(folder / picture, losses, heading=f"{titles[name.arm]}: loss of each level, training")
+            texts.append(f"![Loss of each level]({picture})")
+    rows = _images(best).groupby("case_id", as_index=False).agg(dice=("dice", "mean"), foreground=("foreground", "any"))
+    ranked = rows[rows["foreground"]].sort_values(["dice", "case_id"], ascending=[False, True])
+    if not ranked.empty:
+        half = max(1, min(_SHOWN, len(ranked) // 2))
+        groups = {"best": ranked.head(half), "worst": ranked.tail(half)[::-1]}
+        panels = {name: [_panel(experiment, best, row) for row in part.itertuples()] for name, part in groups.items()}
+        errors_picture(folder / "errors.png", panels, heading=f"{titles[REFERENCE]}, draw {best.seed}")
+        texts.append("![Best and worst test images](errors.png)")
+        if _has_levels(experiment, best):
+            middle = str(ranked["case_id"].iloc[len(ranked) // 2])
+            _draw_levels(experiment, best, middle, folder / "levels.png")
+            texts.append("![Output of each level](levels.png)")
+    return texts
+
+
+def _level_losses(experiment: QUNetPlusPlusExperiment, cell: Cell) -> pd.DataFrame | None:
+    path = experiment.model_of(cell) / "fold_0" / "level_losses.csv"
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path)
+    levels = [name for name in table.columns if name.startswith("level_")]
+    training = table[table["part"] == "train"].set_index("epoch")[levels]
+    return training.rename(columns=lambda name: f"L{name.removeprefix('level_')}")
+
+
+def _panel(experiment: QUNetPlusPlusExperiment, cell: Cell, row: Any) -> ErrorPanel:
+    holdout = experiment.holdout(cell.seed)
+    ending = holdout.dataset_json["file_ending"]
+    return ErrorPanel(
+        case_id=row.case_id,
+        image=read_any(holdout.images(row.case_id)[0]),
+        prediction=read_any(cell.folder / "imagesTs" / f"{row.case_id}{ending}"),
+        truth=read_any(holdout.label(row.case_id)),
+        dice=row.dice,
+    )
+
+
+def _has_levels(experiment: QUNetPlusPlusExperiment, cell: Cell) -> bool:
+    return (cell.folder / "imagesTs" / QUALITY).is_file() and (experiment.model_of(cell) / "plans.json").is_file()
+
+
+def _draw_levels(experiment: QUNetPlusPlusExperiment, cell: Cell, case: str, path: Path) -> None:
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(experiment.model_of(cell)), (0,), "checkpoint_final.pth")
+    holdout = experiment.holdout(cell.seed)
+    levels: Sequence[np.ndarray] = level_segmentations(predictor, holdout.images(case))
+    quality = read_quality(cell.folder / "imagesTs" / QUALITY).set_index("case_id")["q"]
+    image, truth = read_any(holdout.images(case)[0]), read_any(holdout.label(case))
+    level_outputs_picture(path, image, levels, truth, title=case, q=float(quality[case]))
+
+
+def _machines(cells: Sequence[Cell]) -> str:
+    """Which machine ran how many cells, and for how long."""
+    rows: dict[tuple[str, ...], list[float]] = {}
+    for cell in cells:
+        record = cell.result()
+        machine = record["machine"]
+        key = (str(machine["gpu"] or machine["processor"]), str(machine["cores"]), str(machine["torch"]))
+        rows.setdefault(key, []).append(float(record["seconds"]))
+    body = [[*key, str(len(took)), f"{sum(took) / 60:.0f}"] for key, took in rows.items()]
+    return markdown_table(["Device", "Cores", "torch", "Cells", "Minutes"], body)

@@ -1,0 +1,66 @@
+"""The segmentation of each output of a network with deep supervision (paper 001, Figure 5)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
+
+from nnunet_qa.inference.predictor import deep_supervision_on
+from nnunet_qa.quality.disagreement import resize_output
+
+
+class _Level(nn.Module):
+    """One output of a network, resized to the finest."""
+
+    def __init__(self, network: nn.Module, index: int) -> None:
+        super().__init__()
+        self.network = network
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = self.network(x)
+        return resize_output(outputs[self.index], tuple(outputs[0].shape[2:]))
+
+
+@torch.inference_mode()
+def level_segmentations(predictor: nnUNetPredictor, images: Sequence[Path]) -> list[np.ndarray]:
+    """Segment one case with every output of the network.
+
+    Args:
+        predictor: initialised from a trained model; the weights of its first fold are used.
+        images: channel files of the case.
+
+    Returns:
+        Label maps in the space of the image as nnU-Net reads it, `(z, y, x)`, or `(y, x)` for a picture; the finest
+        output last, as the paper counts its levels.
+
+    Raises:
+        ModelError: the network has fewer than two outputs.
+    """
+    network = predictor.network
+    network.load_state_dict(predictor.list_of_parameters[0])
+    plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    files = [os.fspath(path) for path in images]
+    data, _, properties = preprocessor.run_case(files, None, plans, configuration, predictor.dataset_json)
+    found: list[np.ndarray] = []
+    with deep_supervision_on(network):
+        levels = len(network(torch.zeros(1, len(data), *configuration.patch_size, device=predictor.device)))
+        try:
+            for index in reversed(range(levels)):
+                predictor.network = _Level(network, index)
+                logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+                labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+                    logits, plans, configuration, predictor.label_manager, properties
+                )
+                found.append(labels[0] if len(labels) == 1 else labels)
+        finally:
+            predictor.network = network
+    return found

@@ -1,0 +1,1 @@
+"""Losses of the papers, on tensors, without nnU-Net."""

@@ -1,0 +1,1 @@
+"""Networks that nnU-Net does not have."""

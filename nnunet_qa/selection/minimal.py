@@ -1,0 +1,165 @@
+"""The minimal set S_m of paper 001 (Algorithm 1): every image whose two finest outputs agree less than q0.
+
+Beside the paper's rule there are the rankings and the limits that it lacks: the worst class instead of the mean over
+classes, the number of voxels in dispute, predictive entropy, diversity, and q0 chosen on validation cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+
+from nnunet_qa.cases import CaseTable
+from nnunet_qa.errors import SelectionError
+from nnunet_qa.files import write_csv
+from nnunet_qa.selection.diversity import diverse_order
+from nnunet_qa.selection.queue import candidates, check_limits
+
+FILE_NAME = "minimal_set.csv"
+COLUMNS = ("rank", "case_id", "subject_id", "q", "utility", "reason")
+
+
+class Ranking(str, Enum):
+    """What makes an image worth annotating. `q`: 1 - Q, the paper's. `worst_class`: 1 - the lowest Q of a class.
+
+    `size`: voxels on which the two outputs disagree, so that large lesions count more. `entropy`: mean predictive
+    entropy.
+    """
+
+    Q = "q"
+    WORST_CLASS = "worst_class"
+    SIZE = "size"
+    ENTROPY = "entropy"
+
+
+_COLUMN = {Ranking.SIZE: "disagreeing_voxels", Ranking.ENTROPY: "entropy"}
+
+
+def minimal_set(
+    table: pd.DataFrame,
+    *,
+    q0: float | None,
+    ranking: Ranking = Ranking.Q,
+    number: int | None = None,
+    per_subject: int | None = None,
+    roles: Collection[str] | None = None,
+    cases: CaseTable | None = None,
+    features: Mapping[str, np.ndarray] | None = None,
+    annotated: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Choose S_m, most useful first; cases of equal utility in the order of their identifiers.
+
+    The limits combine as in `nnunet_qa.selection.queue.annotation_queue`.
+
+    Args:
+        table: rows of level `case` of a quality.csv.
+        q0: threshold in [0, 1]; a case at q0 is not chosen. It is compared with Q, or, for the ranking by worst class,
+            with that class's Q. None chooses by number alone.
+        ranking: what makes a case worth annotating.
+        number: how many at most.
+        per_subject: how many of one subject at most.
+        roles: roles of the candidates, as for `annotation_queue`.
+        cases: case table of the dataset, as for `annotation_queue`.
+        features: vector of each case (`nnunet_qa.selection.diversity.thumbnail`); given, cases are chosen so that they
+            differ from each other and from `annotated`.
+        annotated: vectors of the cases that are annotated already `(cases, features)`.
+
+    Returns:
+        Columns `rank` (from 1), `case_id`, `subject_id`, `q`, `utility` and `reason`.
+
+    Raises:
+        SelectionError: S_m is empty, or it is everything and no number limits it; a column is missing; a limit is out
+            of its range.
+        CaseTableError: a scored case is not in the case table.
+    """
+    check_limits(q0, number, per_subject)
+    if q0 is None and number is None:
+        raise SelectionError("give q0, or a number of cases")
+    rows = candidates(table, roles=roles, cases=cases)
+    rows = rows.assign(utility=utility(rows, ranking))
+    rows = rows.sort_values(["utility", "case_id"], ascending=[False, True], kind="stable", ignore_index=True)
+    decisive = 1 - rows["utility"] if ranking is Ranking.WORST_CLASS else rows["q"]
+    chosen = rows if q0 is None else rows[decisive < q0]
+    if chosen.empty:
+        raise SelectionError(
+            f"the minimal set is empty: no candidate of {len(rows)} has Q below q0 = {q0:g} (the lowest is "
+            f"{decisive.min():.4g}); the model agrees with itself on all of them. Raise q0, or give a number of cases"
+        )
+    if len(chosen) == len(rows) and number is None and per_subject is None:
+        raise SelectionError(
+            f"the minimal set is everything: all {len(rows)} candidates have Q below q0 = {q0:g} (the highest is "
+            f"{decisive.max():.4g}). Train the first model longer, lower q0, or limit the number of cases"
+        )
+    if features is not None:
+        vectors = np.stack([features[case] for case in chosen["case_id"]])
+        order = diverse_order(chosen["utility"].to_numpy(), vectors, annotated, number=len(chosen))
+        chosen = chosen.iloc[order]
+    if per_subject is not None:
+        chosen = chosen[chosen.groupby("subject_id").cumcount() < per_subject]
+    chosen = chosen.head(number) if number is not None else chosen
+    chosen = chosen.reset_index(drop=True)
+    reason = [f"Q below {q0:g}"] if q0 is not None else []
+    reason += [f"ranked by {ranking.value}"] if number is not None else []
+    reason += ["unlike those before it"] if features is not None else []
+    return chosen.assign(rank=chosen.index + 1, reason=", ".join(reason))[list(COLUMNS)]
+
+
+def utility(rows: pd.DataFrame, ranking: Ranking) -> pd.Series:
+    """Worth of annotating each case, higher is better.
+
+    Args:
+        rows: rows of a quality.csv.
+        ranking: what makes a case worth annotating.
+
+    Raises:
+        SelectionError: the table lacks the column.
+    """
+    if ranking is Ranking.Q:
+        return 1 - rows["q"]
+    if ranking is Ranking.WORST_CLASS:
+        classes = [name for name in rows.columns if name.startswith("q_")]
+        if not classes:
+            raise SelectionError("the quality table has no Q by class (columns q_<class>); score again")
+        return 1 - rows[classes].min(axis=1)
+    column = _COLUMN[ranking]
+    if column not in rows.columns or rows[column].isna().any():
+        hint = " with --entropy" if ranking is Ranking.ENTROPY else ""
+        raise SelectionError(f'the quality table has no column "{column}" for every case; score again{hint}')
+    return rows[column].astype(float)
+
+
+def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
+    """The q0 that best tells failures from successes on cases whose true Dice is known.
+
+    Maximises Youden's index, sensitivity + specificity - 1, of "Q below q0" for "Dice below `failure`".
+
+    Args:
+        table: columns `q` and `dice`, one row a validation case; cases without Dice do not count.
+        failure: Dice in (0, 1] below which a prediction has failed.
+
+    Raises:
+        SelectionError: there is no Dice, or the cases are all failures or all successes.
+    """
+    if "dice" not in table.columns:
+        raise SelectionError('q0 cannot be chosen: the table has no column "dice"; give the quality.csv of a training')
+    known = table.dropna(subset=["dice"])
+    failed = known["dice"].to_numpy() < failure
+    if failed.all() or not failed.any():
+        raise SelectionError(
+            f"q0 cannot be chosen: {int(failed.sum())} of {len(failed)} validation cases have a Dice below {failure:g}; "
+            "choose another Dice for failures, or give q0"
+        )
+    false_alarms, found, thresholds = roc_curve(failed, -known["q"].to_numpy(), drop_intermediate=False)
+    best = int(np.argmax(found - false_alarms))
+    # the next representable number above the highest Q that is still to count as a failure
+    return float(min(1.0, np.nextafter(-thresholds[best], 2.0)))
+
+
+def write_minimal_set(path: Path, table: pd.DataFrame) -> None:
+    """Write S_m as CSV in one step, with six decimals; `nnunet-qa promote --queue` reads it."""
+    write_csv(path, table.round({"q": 6, "utility": 6}))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_qa.data.checkpoint import read_checkpoint
+from nnunet_qa.errors import DependencyError, ModelError
+
+# The types that nnUNetTrainer.save_checkpoint leaves in a file.
+GOOD: dict[str, Any] = {
+    "network_weights": {"a.weight": torch.arange(6.0).reshape(2, 3)},
+    "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]},
+    "grad_scaler_state": None,
+    "logging": {"mean_fg_dice": [np.float32(0.5)], "dice_per_class_or_region": [[np.float64(0.25), np.nan]]},
+    "_best_ema": np.float32(0.5),
+    "current_epoch": 3,
+    "init_args": {"configuration": "2d", "fold": 0, "device": torch.device("cuda"), "more": np.int64(3)},
+    "trainer_name": "nnUNetTrainer",
+    "inference_allowed_mirroring_axes": (0, 1),
+}
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["HARM"],)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_nnunet_writes_is_read(tmp_path: Path, legacy: bool) -> None:
+    torch.save(GOOD, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert (found.trainer, found.configuration) == ("nnUNetTrainer", "2d")
+    assert torch.equal(found.weights["a.weight"], GOOD["network_weights"]["a.weight"])
+
+
+def test_names_of_numpy_1_are_read_too(tmp_path: Path) -> None:
+    torch.save(GOOD, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    old = (tmp_path / "a.pth").read_bytes().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    assert b"cnumpy.core.multiarray" in old
+    (tmp_path / "a.pth").write_bytes(old)
+    assert read_checkpoint(tmp_path / "a.pth").trainer == "nnUNetTrainer"
+
+
+def test_nothing_is_unpickled_that_could_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARM", str(tmp_path / "harm"))
+    torch.save({**GOOD, "logging": Harmful()}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth: holds posix\.mkdir, which nnU-Net does not write"):
+        read_checkpoint(tmp_path / "a.pth")
+    assert not (tmp_path / "harm").exists()
+    torch.load(tmp_path / "a.pth", weights_only=False)
+    assert (tmp_path / "harm").exists()  # the trap was a real one
+
+
+@pytest.mark.parametrize("content", [b"", b"just some text", b"\x80\x02garbage", None])
+def test_a_damaged_file(tmp_path: Path, content: bytes | None) -> None:
+    torch.save(GOOD, tmp_path / "a.pth")
+    half = (tmp_path / "a.pth").read_bytes()[:700]
+    (tmp_path / "a.pth").write_bytes(half if content is None else content)
+    with pytest.raises(ModelError, match=r"a\.pth: damaged, or no checkpoint"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        {},
+        {"state_dict": {"a": torch.zeros(1)}},
+        {**GOOD, "network_weights": {}},
+        {**GOOD, "network_weights": {"a": 3}},
+        {**GOOD, "trainer_name": None},
+        {**GOOD, "init_args": [1]},
+        {**GOOD, "init_args": {}},
+    ],
+)
+def test_another_file_of_torch(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth: no checkpoint that nnU-Net's trainers write"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_an_old_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(DependencyError, match="install torch 2.6"):
+        read_checkpoint(tmp_path / "a.pth")

@@ -1,0 +1,134 @@
+"""The raw datasets that the experiment of QU-Net++ is run on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from skimage.io import imread, imsave
+
+from benchmarks.qu_net_plus_plus.datasets import convert_covid, convert_hippocampus, convert_oct
+from nnunet_qa.cases import CaseTable, Role
+from nnunet_qa.errors import DatasetError, ImageError
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without nnU-Net's integrity check, whose processes take seconds to start, and without its variables."""
+    monkeypatch.setattr("nnunet_qa.data.raw_dataset.check_integrity", lambda folder, *, jobs: None)
+    monkeypatch.delenv("nnUNet_preprocessed", raising=False)
+
+
+def part_of(source: Path, target: Path, names: list[str], folders: tuple[str, ...]) -> Path:
+    """A folder like `source` with a few of its files."""
+    for folder in folders:
+        (target / folder).mkdir(parents=True)
+        for name in names:
+            (target / folder / name).symlink_to(source / folder / name)
+    return target
+
+
+def volumes(folder: Path, volume: np.ndarray, labels: np.ndarray, *names: str) -> Path:
+    for part, array in (("images", volume), ("labels", labels)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part / f"{name}.nii.gz"))
+    return folder
+
+
+def test_covid_masks_turns_and_names_the_slices(tmp_path: Path) -> None:
+    volume = np.full((3, 16, 12), 100, np.uint8)
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[:2, 2:8, 2:10], labels[1, 2:4, 2:6] = 1, 2
+    source = volumes(tmp_path / "data", volume, labels, "case01", "case11", "case12")
+    folder = convert_covid(source, tmp_path / "raw", size=None)
+    table = CaseTable.read(folder / "cases.csv")
+    assert table.case_ids(Role.LABELLED) == [f"case{n}_slice0{k}" for n in ("01", "11", "12") for k in (0, 1)]
+    # two series of one patient must never be on both sides of a split
+    assert list(table.subjects().values()) == ["case01"] * 2 + ["case11"] * 4
+    assert table.frame["stack_id"].tolist() == ["case01"] * 2 + ["case11"] * 2 + ["case12"] * 2
+    image, label = (
+        imread(folder / name) for name in ("imagesTr/case01_slice01_0000.png", "labelsTr/case01_slice01.png")
+    )
+    np.testing.assert_array_equal(image, np.where(labels[1] > 0, 100, 0))
+    np.testing.assert_array_equal(label, labels[1] == 2)
+    np.testing.assert_array_equal(imread(folder / "labelsTr/case11_slice01.png"), (labels[1] == 2)[::-1])
+    np.testing.assert_array_equal(imread(folder / "imagesTr/case11_slice01_0000.png"), image[::-1])
+    assert "nnUNet_preprocessed" not in os.environ
+
+
+def test_hippocampus_keeps_values_and_place(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    source = volumes(
+        tmp_path / "data", rng.integers(0, 255, (6, 7, 8)).astype(np.uint8), np.ones((6, 7, 8), np.uint8), *"abc"
+    )
+    folder = convert_hippocampus(source, tmp_path / "raw", number=2)
+    image = sitk.ReadImage(str(folder / "imagesTr" / "b_0000.nii.gz"))
+    assert image.GetPixelIDValue() == sitk.sitkFloat32
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(sitk.ReadImage(str(source / "images" / "b.nii.gz")))
+    )
+    assert CaseTable.read(folder / "cases.csv").subjects() == {"a": "a", "b": "b"}
+    with pytest.raises(DatasetError, match="--number 4: give 2 to 3, the volumes in"):
+        convert_hippocampus(source, tmp_path / "other", number=4)
+
+
+def test_wrong_sources(tmp_path: Path) -> None:
+    for convert in (convert_oct, convert_covid, convert_hippocampus):
+        with pytest.raises(
+            DatasetError, match=r"images: no \*\.\S+ there; give the folder of the shared sets with --shared"
+        ):
+            convert(tmp_path / "nothing", tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+    (tmp_path / "images").mkdir()
+    imsave(tmp_path / "images" / "scan.png", np.zeros((9, 9), np.uint8), check_contrast=False)
+    with pytest.raises(DatasetError, match=r"scan\.png: the name must be SXX_bscanYY\.png"):
+        convert_oct(tmp_path, tmp_path / "raw")
+    volume = np.zeros((2, 9, 9), np.uint8)
+    source = volumes(tmp_path / "covid", volume, volume, "case01")
+    sitk.WriteImage(sitk.GetImageFromArray(volume[:1]), str(source / "labels" / "case01.nii.gz"))
+    with pytest.raises(ImageError, match=r"case01\.nii\.gz: the mask has shape \(1, 9, 9\), its image \(2, 9, 9\)"):
+        convert_covid(source, tmp_path / "raw")
+
+
+@pytest.mark.real_data
+def test_real_bscans(real_data: Path, tmp_path: Path) -> None:
+    names = [path.name for path in sorted((real_data / "oct_duke_dme" / "images").glob("S0[12]_*.png"))[8:14]]
+    source = part_of(real_data / "oct_duke_dme", tmp_path / "data", names, ("images", "fluid_mask"))
+    folder = convert_oct(source, tmp_path / "raw")
+    table = CaseTable.read(folder / "cases.csv")
+    assert set(table.subjects().values()) == {"S01", "S02"}
+    assert len(table.case_ids(Role.LABELLED)) == json.loads((folder / "dataset.json").read_text())["numTraining"] == 6
+    for row in table.frame.to_dict("records"):
+        small = imread(folder / "labelsTr" / f"{row['case_id']}.png")
+        assert small.shape == imread(folder / "imagesTr" / f"{row['case_id']}_0000.png").shape == (80, 192)
+        native = imread(source / "fluid_mask" / f"{row['case_id']}.png") > 0
+        # the crop loses no fluid, and shrinking fourfold keeps its area
+        assert native[int(row["crop_row"]) :][: int(row["crop_rows"])].sum() == native.sum()
+        assert small.sum() * 16 == pytest.approx(native.sum(), rel=0.1, abs=100)
+
+
+@pytest.mark.real_data
+def test_real_slices_hold_infection_at_the_back_of_the_lungs(real_data: Path, tmp_path: Path) -> None:
+    names = ["case03.nii.gz", "case11.nii.gz"]  # the second one is stored with the spine at the top
+    source = part_of(real_data / "covid19_ct", tmp_path / "data", names, ("images", "labels"))
+    folder = convert_covid(source, tmp_path / "raw")
+    cases = CaseTable.read(folder / "cases.csv").case_ids(Role.LABELLED)
+    assert len(cases) == 24 + 11
+    for subject in ("case03", "case11"):
+        rows, lung = [], []
+        for case in cases:
+            if case.startswith(subject):
+                label, image = (
+                    imread(folder / "labelsTr" / f"{case}.png"),
+                    imread(folder / "imagesTr" / f"{case}_0000.png"),
+                )
+                assert label.shape == image.shape == (128, 128)
+                assert (image[label > 0] > 0).sum() >= 0.95 * label.sum()
+                rows += np.nonzero(label)[0].tolist()
+                lung += np.nonzero(image)[0].tolist()
+        assert np.mean(rows) > np.mean(lung) + 3
