@@ -30,9 +30,11 @@ class LevelLosses(DeepSupervisionWrapper):
 
     def forward(self, *args: Any) -> torch.Tensor:
         """Loss of a batch; `args` are lists with one entry an output, finest first."""
-        losses = torch.stack([self.loss(*inputs) for inputs in zip(*args, strict=True)])
-        self.remembered.append(losses.detach())
-        return (losses * losses.new_tensor(self.weight_factors)).sum()
+        losses = [self.loss(*inputs) for inputs in zip(*args, strict=True)]
+        self.remembered.append(torch.stack(losses).detach())
+        # an output of weight 0 must have no gradient at all: with one of 0 its weights would still decay
+        weighted = [weight * loss for weight, loss in zip(self.weight_factors, losses, strict=True) if weight != 0]
+        return torch.stack(weighted).sum()
 
     def collect(self) -> list[float]:
         """Mean loss of each output since the last call, coarsest level first as the paper counts them."""

@@ -1,7 +1,7 @@
 """Trainers that follow the QU-Net++ paper (001, sections II-C and III-B) rather than nnU-Net's plans.
 
-Network, input size, loss, optimiser, length and augmentation are the paper's; preprocessing, folds, prediction, pool and
-scoring stay nnU-Net's and QAsemiTrainer's. docs/paper-qu-net-plus-plus.md says what the paper leaves open.
+Network, input size, loss, optimiser, length and augmentation are the paper's; preprocessing, folds, prediction, pool
+and scoring stay nnU-Net's and QAsemiTrainer's. docs/paper-qu-net-plus-plus.md says what the paper leaves open.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
     ) -> None:
         # nnU-Net saves the plans that it is given here with the model and predicts by them
-        super().__init__(self._paper_plans(plans, configuration, dataset_json), configuration, fold, dataset_json, device)
+        super().__init__(
+            self._paper_plans(plans, configuration, dataset_json), configuration, fold, dataset_json, device
+        )
 
     @classmethod
     def _paper_plans(cls, plans: dict, configuration: str, dataset_json: dict) -> dict:
@@ -71,8 +73,8 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
         planned = manager.get_configuration(configuration)
         if len(planned.patch_size) != 2:
             raise ModelError(
-                f"{cls.__name__}: the paper's network is for 2d, the configuration {configuration} is not; train 2d, or "
-                "QUNetPlusPlusTrainer, which takes the plans' network"
+                f"{cls.__name__}: the paper's network is for 2d, the configuration {configuration} is not; train 2d, "
+                "or QUNetPlusPlusTrainer, which takes the plans' network"
             )
         labels = manager.get_label_manager(dataset_json)
         one_class = not labels.has_regions and labels.num_segmentation_heads == 2
@@ -139,7 +141,8 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
 
     def _get_deep_supervision_scales(self) -> list[list[float]]:
-        return [[1.0, 1.0] for _ in unwrapped(self.network).decoder.seg_layers]
+        decoder: Any = unwrapped(self.network).decoder
+        return [[1.0, 1.0] for _ in decoder.seg_layers]
 
     def _build_loss(self) -> nn.Module:
         labels = self.label_manager
@@ -172,13 +175,15 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
 
 
 class PaperQUNetTrainer(PaperQUNetPlusPlusTrainer):
-    """The paper's U-Net by the same recipe, its baseline. It has one output, so there is no Q: no scoring and no pool."""
+    """The paper's U-Net by the same recipe, its baseline; it has one output, so no Q, no scoring and no pool."""
 
     network_class = PaperUNet
 
     def _apply_training_settings(self) -> None:
         super()._apply_training_settings()
-        self.print_to_log_file("U-Net has one output and no second to compare it with: no scoring, the pool is left out")
+        self.print_to_log_file(
+            "U-Net has one output and no second to compare it with: no scoring, the pool is left out"
+        )
         self.config = self.config.model_copy(
             update={
                 "scoring": self.config.scoring.model_copy(update={"every_epoch": False, "final": False}),

@@ -11,7 +11,21 @@ import typer
 from rich.console import Console
 
 from nnunet_qa import __version__
-from nnunet_qa.cli import cases, convert, demo, doctor, env, evaluate, plans, pool, promote, score, select, transfer
+from nnunet_qa.cli import (
+    cases,
+    convert,
+    demo,
+    doctor,
+    env,
+    evaluate,
+    experiment,
+    plans,
+    pool,
+    promote,
+    score,
+    select,
+    transfer,
+)
 from nnunet_qa.errors import NnunetQAError
 
 app = typer.Typer(
@@ -22,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for module in (env, doctor, convert, cases, plans, pool, score, select, promote, evaluate, transfer, demo):
+for module in (env, doctor, convert, cases, plans, pool, score, select, promote, evaluate, transfer, experiment, demo):
     module.register(app)
 
 

@@ -30,7 +30,9 @@ def qu_net_plus_plus(
     arms: str = typer.Option("", "--arms", help="Arms, with commas between them. Default: all."),
     q0: float = typer.Option(0.9, "--q0", min=0.0, max=1.0, help="Cases with Q below it go into S_m."),
     failure_dice: float = typer.Option(0.5, "--failure-dice", min=0.0, max=1.0, help="Failure, for q0 by validation."),
-    annotated: float = typer.Option(0.25, "--annotated", min=0.0, max=1.0, help="Part of the pool to annotate at most."),
+    annotated: float = typer.Option(
+        0.25, "--annotated", min=0.0, max=1.0, help="Part of the pool to annotate at most."
+    ),
     initial_size: int = typer.Option(5, "--initial-size", min=1, help="Cases in S0."),
     roi: Roi = typer.Option(Roi.NONE, "--roi", help="Region for CoV and mean: none, nonzero, retina or lungs."),
     test_folds: int = typer.Option(3, "--test-folds", min=2, help="Seed s tests fold s of so many folds of subjects."),
@@ -51,10 +53,12 @@ def qu_net_plus_plus(
     Example: `nnunet-qa experiment qu-net-plus-plus -d 111 -o oct_experiment --seeds 0,1,2`
     """
     from nnunet_qa.data.paths import raw_dataset_folder
+    from nnunet_qa.environment import set_up
     from nnunet_qa.experiments.budget import Budget
     from nnunet_qa.experiments.qu_net_plus_plus import Protocol, QUNetPlusPlusExperiment
     from nnunet_qa.experiments.qu_net_plus_plus_report import write_report
 
+    set_up()
     protocol = Protocol(
         configuration=configuration,
         budget=Budget.named(budget),

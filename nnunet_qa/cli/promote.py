@@ -22,7 +22,9 @@ def promote(
     cases: list[str] | None = typer.Option(
         None, "--cases", help="Cases to promote, one or more. Default: every label in the folder."
     ),
-    queue: Path | None = typer.Option(None, "--queue", help="Promote those cases of a queue.csv that have a label."),
+    queue: Path | None = typer.Option(
+        None, "--queue", help="Promote those cases of a queue.csv, initial_set.csv or minimal_set.csv that have a label."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything and change nothing."),
 ) -> None:
     """Move annotated cases from imagesUn to imagesTr, with their labels: all of them, or none.
@@ -45,10 +47,11 @@ def promote(
     if queue is not None:
         wanted = read_queue(queue)["case_id"].tolist()
     raw = raw_dataset_folder(dataset)
+    preprocessed = base_folder(PREPROCESSED) / raw.name
     result = promote_cases(
         raw,
         labels,
-        preprocessed_folder=base_folder(PREPROCESSED) / raw.name,
+        preprocessed_folder=preprocessed,
         cases=wanted,
         labels_optional=queue is not None,
         dry_run=dry_run,
@@ -68,11 +71,16 @@ def promote(
         sizes = ", ".join(str(len(fold["val"])) for fold in result.splits)
         console.print(f"Folds: {len(result.splits)}, with {sizes} validation cases.")
     if not dry_run:
-        number = int(raw.name[7:10])
-        console.print(
-            f"Next: nnUNetv2_preprocess -d {number}, or nnUNetv2_plan_and_preprocess -d {number} to plan anew. The "
-            "cache of the unlabelled pool brings itself up to date."
-        )
+        console.print(_next(int(raw.name[7:10]), planned=any(preprocessed.glob("*Plans*.json"))))
+
+
+def _next(number: int, *, planned: bool) -> str:
+    if not planned:
+        return f"Next: nnUNetv2_plan_and_preprocess -d {number}."
+    return (
+        f"Next: nnUNetv2_preprocess -d {number}, or nnUNetv2_plan_and_preprocess -d {number} to plan anew, which may "
+        "give a network that earlier weights do not fit. The cache of the unlabelled pool brings itself up to date."
+    )
 
 
 def _some(cases: tuple[str, ...], at_most: int = 10) -> str:

@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nnunet_qa.cli import select_initial
+from nnunet_qa.cli import select_initial, select_minimal
 from nnunet_qa.config import DEFAULT_NUMBER, limits
 from nnunet_qa.errors import SelectionError, nearest
 
 _SHOWN = 20
-_SUBCOMMANDS = (select_initial,)
+_SUBCOMMANDS = (select_initial, select_minimal)
 
 
 class _Group(TyperGroup):
     """The queue command with the subcommands beside its options."""
 
     def __init__(self, **settings: Any) -> None:
-        subcommands = typer.Typer()
+        subcommands = typer.Typer(rich_markup_mode="markdown")
         for module in _SUBCOMMANDS:
             module.register(subcommands)
         commands = dict(typer.main.get_group(subcommands).commands)

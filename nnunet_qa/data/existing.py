@@ -70,7 +70,8 @@ def names_by_role(folder: Path, dataset_json: dict[str, Any]) -> dict[Role, list
     The annotated cases of a dataset.json with a `dataset` entry are those that it lists.
 
     Raises:
-        DatasetError: there is no annotated case, one has no label, or a case stands in two folders.
+        DatasetError: there is neither an annotated nor an unlabelled case, an annotated one has no label, or a case
+            stands in two folders.
     """
     ending = dataset_json["file_ending"]
     names = {role: list(case_images(folder / images, ending)) for role, (images, _) in FOLDERS.items()}
@@ -81,8 +82,11 @@ def names_by_role(folder: Path, dataset_json: dict[str, Any]) -> dict[Role, list
         for case in names[Role.LABELLED]:
             if not (labels / f"{case}{ending}").is_file():
                 raise DatasetError(f"{labels / f'{case}{ending}'}: not found; every case in imagesTr needs a label")
-    if not names[Role.LABELLED]:
-        raise DatasetError(f"{folder / 'imagesTr'}: holds no case with the ending {ending}; nnU-Net needs at least one")
+    if not names[Role.LABELLED] and not names[Role.UNLABELLED]:
+        raise DatasetError(
+            f"{folder / 'imagesTr'}: holds no case with the ending {ending}, and neither does imagesUn; put annotated "
+            "cases into the one or images without labels into the other"
+        )
     roles = list(names)
     for number, role in enumerate(roles):
         for other in roles[number + 1 :]:
@@ -166,10 +170,14 @@ def _first_difference(old: Iterable[str], new: Iterable[str]) -> str:
 
 def _new_splits(table: CaseTable, files: list[Path], *, folds: int) -> list[Split] | None:
     subjects = table.subjects()
+    labelled = table.case_ids(Role.LABELLED)
+    exist = any(path.exists() for path in files)
+    if not labelled and not exist:
+        return None  # nothing is annotated yet; `nnunet-qa promote` writes the folds
     try:
-        return grouped_splits({case: subjects[case] for case in table.case_ids(Role.LABELLED)}, folds=folds)
+        return grouped_splits({case: subjects[case] for case in labelled}, folds=folds)
     except DatasetError as error:
-        if folds < 2 or any(path.exists() for path in files):
+        if folds < 2 or exist:
             raise
         logger.warning("no folds written: %s", error)
         return None

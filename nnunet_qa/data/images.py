@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,19 @@ def read_volume(path: Path) -> tuple[np.ndarray, Geometry]:
     return sitk.GetArrayFromImage(image), Geometry.of(image)
 
 
-def read_any(path: Path) -> np.ndarray:
-    """Read a picture `(rows, columns)` or a volume `(slices, rows, columns)`, whichever the ending says.
+def holds_volumes(dataset_json: Mapping[str, Any]) -> bool:
+    """Whether the files of a dataset are volumes, not pictures; a TIFF may be either."""
+    reader = dataset_json.get("overwrite_image_reader_writer")
+    return reader == "Tiff3DIO" or dataset_json["file_ending"] not in NATURAL_ENDINGS
+
+
+def read_array(path: Path, *, volumes: bool) -> np.ndarray:
+    """Read a picture `(rows, columns)` or a volume `(slices, rows, columns)`.
 
     Raises:
         ImageError: as `read_picture` and `read_volume`.
     """
-    return read_picture(path) if path.name.endswith(NATURAL_ENDINGS) else read_volume(path)[0]
+    return read_volume(path)[0] if volumes else read_picture(path)
 
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry | None = None) -> None:

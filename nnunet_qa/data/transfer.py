@@ -339,7 +339,7 @@ def _fitted_weights(
     reason = unfit(weights, before)
     if reason is not None:
         raise ModelError(
-            f"{file}: weights of another architecture than {trainer.__name__} builds from plans.json beside it "
+            f"{file}: weights of another architecture than {trainer.__name__} builds from the model's plans.json "
             f"({source.network}): {reason}"
         )
     result = {}

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from nnunet_qa.data.images import NATURAL_ENDINGS, check_label_values, label_values, read_picture, read_volume
-from nnunet_qa.data.nifti import check_nifti
+from nnunet_qa.data.images import check_label_values, holds_volumes, label_values, read_array
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value, overlaps
 from nnunet_qa.progress import track
@@ -50,8 +49,8 @@ class Protocol:
         classes = foreground_classes(labels)
         if not classes:
             raise DatasetError(f"{source}: declares no label but background; there is nothing to evaluate")
-        volumes = dataset_json.get("overwrite_image_reader_writer") == "Tiff3DIO" or ending not in NATURAL_ENDINGS
-        return cls(ending, classes, frozenset(label_values(labels)), ignore_value(labels), volumes)
+        allowed = frozenset(label_values(labels))
+        return cls(ending, classes, allowed, ignore_value(labels), holds_volumes(dataset_json))
 
 
 def compare_folders(predictions: Path, truths: Path, *, protocol: Protocol, jobs: int = 1) -> pd.DataFrame:
@@ -83,7 +82,7 @@ def compare_folders(predictions: Path, truths: Path, *, protocol: Protocol, jobs
 
 
 def _compare(case: str, prediction: Path, truth: Path, protocol: Protocol) -> dict[str, Any]:
-    predicted, real = _read(prediction, protocol), _read(truth, protocol)
+    predicted, real = read_labels(prediction, protocol), read_labels(truth, protocol)
     if predicted.shape != real.shape:
         raise ImageError(
             f"{prediction}: has shape {predicted.shape}, the truth {truth} {real.shape}; they must be the same"
@@ -98,9 +97,13 @@ def _compare(case: str, prediction: Path, truth: Path, protocol: Protocol) -> di
     }
 
 
-def _read(path: Path, protocol: Protocol) -> np.ndarray:
-    check_nifti(path)
-    array = read_volume(path)[0] if protocol.volumes else read_picture(path)
+def read_labels(path: Path, protocol: Protocol) -> np.ndarray:
+    """Read a label map.
+
+    Raises:
+        ImageError: it is missing, cannot be read, or holds a value that is not declared.
+    """
+    array = read_array(path, volumes=protocol.volumes)
     check_label_values(array, protocol.allowed, str(path))
     return array
 

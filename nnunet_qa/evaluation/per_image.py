@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_qa.errors import ImageError, SelectionError
-from nnunet_qa.evaluation.folders import Protocol, _read
+from nnunet_qa.evaluation.folders import Protocol, read_labels
 from nnunet_qa.evaluation.segmentation import Overlap, overlaps
 from nnunet_qa.progress import track
 
@@ -79,7 +79,7 @@ def evaluate_images(
     rows: list[dict[str, Any]] = []
     for case in track(cases, "comparing", len(cases)):
         paths = [folder / f"{case}{protocol.file_ending}" for folder in (predictions, truths)]
-        predicted, real = (_read(path, protocol) for path in paths)
+        predicted, real = (read_labels(path, protocol) for path in paths)
         if predicted.shape != real.shape:
             raise ImageError(
                 f"{paths[0]}: has shape {predicted.shape}, the truth {paths[1]} {real.shape}; they must be the same"

@@ -75,7 +75,7 @@ class Budget(BaseModel):
 
 BUDGETS = {
     "cpu": Budget(
-        iterations=200,
+        iterations=400,
         iterations_per_epoch=25,
         val_iterations_per_epoch=2,
         initial_lr=0.1,

@@ -20,6 +20,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable, Role
+from nnunet_qa.data.images import holds_volumes, read_array
+from nnunet_qa.data.journal import locked
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
@@ -133,6 +135,14 @@ class Holdout:
         """True label of a case."""
         return Path(self._files[case]["label"])
 
+    def image(self, case: str) -> np.ndarray:
+        """First channel of a case, `(rows, columns)` or `(slices, rows, columns)`."""
+        return read_array(self.images(case)[0], volumes=holds_volumes(self.dataset_json))
+
+    def labels(self, path: Path) -> np.ndarray:
+        """A label map of this dataset, true or predicted."""
+        return read_array(path, volumes=holds_volumes(self.dataset_json))
+
     @cached_property
     def _files(self) -> dict[str, dict[str, Any]]:
         return get_filenames_of_train_images_and_targets(os.fspath(self.source), self.dataset_json)
@@ -140,10 +150,16 @@ class Holdout:
     def prepare(self) -> None:
         """Write the raw dataset of links, plan and preprocess it; what an earlier run finished is kept.
 
+        Cells of several processes may share the data: where another one is preparing them, this waits for it.
+
         Raises:
             DatasetError: a case of the table has no image or label in the source.
             DependencyError: a command of nnU-Net failed.
         """
+        with locked(make_folder(self.folder), wait=True):
+            self._prepare()
+
+    def _prepare(self) -> None:
         self._link_raw()
         cell = Cell("holdout", 0, self.folder, environment_of(self.folder, jobs=self.jobs))
         jobs = ("-np", str(self.jobs), "-npfp", str(self.jobs))
@@ -176,6 +192,7 @@ class Holdout:
         if mark.is_file():
             return
         shutil.rmtree(self.raw, ignore_errors=True)
+        ending = self.dataset_json["file_ending"]
         roles = {Role.LABELLED: (*self.parts.pool, *self.parts.validation), Role.TEST: self.parts.test}
         for role, cases in roles.items():
             images, labels = (make_folder(self.raw / name) for name in FOLDERS[role])
@@ -183,8 +200,15 @@ class Holdout:
                 if case not in self._files:
                     raise DatasetError(f"{self.source}: the case {case} of {CASES} has no image in imagesTr")
                 for channel, path in enumerate(self.images(case)):
-                    _link(path, images / f"{case}_{channel:04d}{self.dataset_json['file_ending']}")
-                _link(self.label(case), labels / f"{case}{self.dataset_json['file_ending']}")
+                    _link(path, images / f"{case}_{channel:04d}{ending}")
+                _link(self.label(case), labels / f"{case}{ending}")
+                first = self.images(case)[0]
+                name = first.name.removesuffix(ending)[: -len("_0000")]
+                # nnU-Net keeps the spacing of a 3D TIFF in a JSON file beside it, named without the channel
+                sidecars = {first.with_name(f"{name}.json"): images, self.label(case).with_suffix(".json"): labels}
+                for path, folder in sidecars.items():
+                    if ending in (".tif", ".tiff") and path.is_file():
+                        _link(path, folder / f"{case}.json")
         kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}
         write_json(self.raw / "dataset.json", {**kept, "numTraining": len(roles[Role.LABELLED])})
         frame = self.cases.frame
@@ -213,9 +237,5 @@ class Holdout:
 
 def _link(target: Path, link: Path) -> None:
     """A symbolic link, made anew; nnU-Net reads through it."""
-    for path, name in ((target, link), (target.with_suffix(".json"), link.with_suffix(".json"))):
-        # nnU-Net keeps the spacing of a 3D TIFF in a JSON file beside it
-        if path != target and (not path.is_file() or target.suffix not in (".tif", ".tiff")):
-            continue
-        name.unlink(missing_ok=True)
-        name.symlink_to(path.resolve())
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve())

@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from nnunet_qa.cases import FILE_NAME as CASES
+from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import ENVIRONMENT_VARIABLE
-from nnunet_qa.data.images import read_any
 from nnunet_qa.environment import FOLDERS
 from nnunet_qa.errors import DatasetError, SelectionError
 from nnunet_qa.evaluation.per_image import evaluate_images
 from nnunet_qa.experiments.budget import Budget
-from nnunet_qa.experiments.holdout import Holdout, part_subjects
+from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
 from nnunet_qa.experiments.runner import Arm, Cell, Runner
 from nnunet_qa.files import write_csv, write_text
 from nnunet_qa.quality.measure import measure_cases
@@ -153,10 +154,10 @@ class QUNetPlusPlusExperiment:
             self._holdouts[seed] = found
         return self._holdouts[seed]
 
-    def _parts(self, seed: int) -> Any:
-        from nnunet_qa.cases import FILE_NAME, CaseTable
-
-        subjects = CaseTable.read(self.source / FILE_NAME).subjects()
+    def _parts(self, seed: int) -> Parts:
+        table = CaseTable.read(self.source / CASES)
+        annotated = set(table.case_ids(Role.LABELLED))
+        subjects = {case: subject for case, subject in table.subjects().items() if case in annotated}
         protocol = self.protocol
         parts = part_subjects(
             subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
@@ -227,7 +228,7 @@ class QUNetPlusPlusExperiment:
             jobs=self.jobs,
             show_progress=False,
         )
-        chosen = initial_set(table, target_size=self.protocol.initial_size)
+        chosen = _first_set(table, self.protocol.initial_size)
         write_initial_set(cell.folder / "initial_set.csv", chosen)
         return chosen.loc[chosen["selected"], "case_id"].tolist()
 
@@ -283,7 +284,7 @@ class QUNetPlusPlusExperiment:
         return chosen["case_id"].tolist()
 
     def _thumbnail(self, seed: int, case: str) -> np.ndarray:
-        return thumbnail(read_any(self.holdout(seed).images(case)[0]))
+        return thumbnail(self.holdout(seed).image(case))
 
     def _any(self, cell: Cell) -> list[str]:
         return self._draw(cell, self._pool_scores(cell.seed)["case_id"].tolist())
@@ -292,7 +293,7 @@ class QUNetPlusPlusExperiment:
         """Random among the cases with foreground, filled up with others where there are too few."""
         holdout = self.holdout(cell.seed)
         cases = self._pool_scores(cell.seed)["case_id"].tolist()
-        have = [case for case in cases if (read_any(holdout.label(case)) > 0).any()]
+        have = [case for case in cases if (holdout.labels(holdout.label(case)) > 0).any()]
         return self._draw(cell, have, [case for case in cases if case not in have])
 
     def _draw(self, cell: Cell, cases: Sequence[str], then: Sequence[str] = ()) -> list[str]:
@@ -367,6 +368,20 @@ class QUNetPlusPlusExperiment:
     def _model(self, cell: Cell, trainer: str, plans: str) -> Path:
         name = f"{trainer}__{plans}__{self.protocol.configuration}"
         return cell.folder / FOLDERS[2] / self.source.name / name
+
+
+def _first_set(table: pd.DataFrame, size: int) -> pd.DataFrame:
+    """S0 of the paper; where too few images of a small pool lie below both means, below higher and higher quantiles.
+
+    Raises:
+        SelectionError: even the highest leave too few.
+    """
+    for quantile in (None, 0.6, 0.7, 0.8, 0.9):
+        try:
+            return initial_set(table, target_size=size, quantiles=None if quantile is None else (quantile, quantile))
+        except SelectionError as error:
+            failure = error
+    raise failure
 
 
 def _settings(budget: Budget, stages: int) -> str:

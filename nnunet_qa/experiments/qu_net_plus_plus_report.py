@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_qa.data.images import read_any
 from nnunet_qa.errors import SelectionError
 from nnunet_qa.evaluation.paired import compare
 from nnunet_qa.evaluation.per_image import ALL, summarise_images
 from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, METRICS, REFERENCE, QUNetPlusPlusExperiment
+from nnunet_qa.experiments.qu_net_plus_plus_choices import choices, choices_table
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
 from nnunet_qa.files import make_folder, write_csv, write_text
@@ -58,6 +58,10 @@ def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
     if comparison is not None:
         write_csv(folder / "comparison.csv", comparison.round(6))
         parts += [f"## Dice of each arm against {titles[REFERENCE]}", _comparison_table(comparison, titles)]
+    looked_at = choices(experiment)
+    if not looked_at.empty:
+        write_csv(folder / "choices.csv", looked_at.round(6))
+        parts += ["## What was chosen", choices_table(looked_at, titles)]
     parts += ["## Figures", *_figures(experiment, folder, results, titles), "## What ran where", _machines(cells)]
     path = folder / "README.md"
     write_text(path, "\n\n".join(parts) + "\n")
@@ -188,9 +192,9 @@ def _panel(experiment: QUNetPlusPlusExperiment, cell: Cell, row: Any) -> ErrorPa
     ending = holdout.dataset_json["file_ending"]
     return ErrorPanel(
         case_id=row.case_id,
-        image=read_any(holdout.images(row.case_id)[0]),
-        prediction=read_any(cell.folder / "imagesTs" / f"{row.case_id}{ending}"),
-        truth=read_any(holdout.label(row.case_id)),
+        image=holdout.image(row.case_id),
+        prediction=holdout.labels(cell.folder / "imagesTs" / f"{row.case_id}{ending}"),
+        truth=holdout.labels(holdout.label(row.case_id)),
         dice=row.dice,
     )
 
@@ -207,7 +211,7 @@ def _draw_levels(experiment: QUNetPlusPlusExperiment, cell: Cell, case: str, pat
     holdout = experiment.holdout(cell.seed)
     levels: Sequence[np.ndarray] = level_segmentations(predictor, holdout.images(case))
     quality = read_quality(cell.folder / "imagesTs" / QUALITY).set_index("case_id")["q"]
-    image, truth = read_any(holdout.images(case)[0]), read_any(holdout.label(case))
+    image, truth = holdout.image(case), holdout.labels(holdout.label(case))
     level_outputs_picture(path, image, levels, truth, title=case, q=float(quality[case]))
 
 

@@ -110,8 +110,11 @@ class Runner:
         Raises:
             DatasetError: the folder holds something else, or the experiment with other settings.
         """
-        mark = self.folder / MARK
         settings = json.loads(json.dumps(self.settings, default=str))
+        with locked(make_folder(self.folder), wait=True):
+            self._begin(self.folder / MARK, settings, overwrite=overwrite)
+
+    def _begin(self, mark: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
         if overwrite and mark.is_file():
             clear(self.folder, mark)
         if mark.is_file():
@@ -122,9 +125,8 @@ class Runner:
                     f"{self.folder}: was begun with other settings ({', '.join(changed)}); choose another -o, or "
                     "--overwrite to start anew"
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif any(self.folder.iterdir()):
             raise DatasetError(f"{self.folder}: holds something else than an experiment; choose another -o")
-        make_folder(self.folder)
         write_json(mark, settings)
 
     def cell(self, arm: str, seed: int) -> Cell:

@@ -12,7 +12,8 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
-from nnunet_qa.inference.predictor import deep_supervision_on
+from nnunet_qa.data.images import holds_volumes
+from nnunet_qa.inference.predictor import deep_supervision_on, unwrapped
 from nnunet_qa.quality.disagreement import resize_output
 
 
@@ -44,12 +45,14 @@ def level_segmentations(predictor: nnUNetPredictor, images: Sequence[Path]) -> l
     Raises:
         ModelError: the network has fewer than two outputs.
     """
-    network = predictor.network
+    given = predictor.network
+    network = unwrapped(given).to(predictor.device).eval()
     network.load_state_dict(predictor.list_of_parameters[0])
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
     files = [os.fspath(path) for path in images]
     data, _, properties = preprocessor.run_case(files, None, plans, configuration, predictor.dataset_json)
+    volumes = holds_volumes(predictor.dataset_json)
     found: list[np.ndarray] = []
     with deep_supervision_on(network):
         levels = len(network(torch.zeros(1, len(data), *configuration.patch_size, device=predictor.device)))
@@ -60,7 +63,7 @@ def level_segmentations(predictor: nnUNetPredictor, images: Sequence[Path]) -> l
                 labels = convert_predicted_logits_to_segmentation_with_correct_shape(
                     logits, plans, configuration, predictor.label_manager, properties
                 )
-                found.append(labels[0] if len(labels) == 1 else labels)
+                found.append(labels if volumes else labels[0])
         finally:
-            predictor.network = network
+            predictor.network = given
     return found

@@ -12,7 +12,9 @@ from torch import nn
 SMOOTHING = 1.0
 
 
-def soft_dice_loss(probabilities: torch.Tensor, truth: torch.Tensor, *, mask: torch.Tensor | None = None) -> torch.Tensor:
+def soft_dice_loss(
+    probabilities: torch.Tensor, truth: torch.Tensor, *, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Negative soft Dice, the mean over classes, in [−1, 0).
 
     All images of the batch are one set of pixels, as in the paper's framework: an empty image costs what is wrongly
@@ -44,8 +46,8 @@ class SoftDiceLoss(nn.Module):
     """`soft_dice_loss` of logits, with targets as nnU-Net's loaders give them.
 
     Args:
-        regions: channels are regions, each with a sigmoid (also for a network with the paper's single output); else they
-            are classes with a softmax, the background first, and the loss is the mean over the other classes.
+        regions: channels are regions, each with a sigmoid (also for a network with the paper's single output); else
+            they are classes with a softmax, the background first, and the loss is the mean over the other classes.
         ignore_label: pixels of this label do not count. For regions the last channel of the target marks them.
     """
 

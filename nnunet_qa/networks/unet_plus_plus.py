@@ -92,22 +92,22 @@ class _Decoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.implicit_background = implicit_background
         depth = len(features)
-        self.rows = [range(0 if nested else depth - 1 - column, depth - column) for column in range(1, depth)]
-        self.columns = nn.ModuleList(
-            nn.ModuleList(
-                _Node(column if nested else 1, features[row], features[row + 1], dimensions)
-                for row in self.rows[column - 1]
-            )
+        places = [
+            (row, column)
             for column in range(1, depth)
+            for row in range(0 if nested else depth - 1 - column, depth - column)
+        ]
+        self.rows = [row for row, _ in places]
+        self.nodes = nn.ModuleList(
+            _Node(column if nested else 1, features[row], features[row + 1], dimensions) for row, column in places
         )
         heads = depth - 1 if nested else 1
         self.seg_layers = nn.ModuleList(_CONV[dimensions](features[0], num_outputs, 1) for _ in range(heads))
 
     def forward(self, nodes: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         table = [[node] for node in nodes]
-        for rows, column in zip(self.rows, self.columns, strict=True):
-            for row, node in zip(rows, column, strict=True):
-                table[row].append(node(table[row], table[row + 1][-1]))
+        for row, node in zip(self.rows, self.nodes, strict=True):
+            table[row].append(node(table[row], table[row + 1][-1]))
         if not self.deep_supervision:
             return self._output(self.seg_layers[-1], table[0][-1])
         outputs = [self._output(head, node) for head, node in zip(self.seg_layers, table[0][1:], strict=True)]
@@ -194,7 +194,7 @@ class PaperUNetPlusPlus(_PaperNetwork):
 
 def _initialise(module: nn.Module) -> None:
     # Not in the paper: without batch norm the decoder needs weights that keep the variance through its ReLUs.
-    if isinstance(module, tuple(_CONV.values())):
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -1,8 +1,8 @@
 """Quality of an image without its segmentation: blurriness, PSNR-inv, CoV and ROI mean of QU-Net++, slice by slice.
 
 The paper and its reference code define three of the four differently, and in opposite directions; both are here.
-Borders are continued by their own pixels (`mode="reflect"` of SciPy; scikit-image agrees for windows of 3 x 3). OpenCV's
-default leaves the border pixels themselves out of it, which changes nothing but the outermost rows and columns.
+Borders are continued by their own pixels (`mode="reflect"` of SciPy; scikit-image agrees for windows of 3 x 3).
+OpenCV's default leaves the border pixels themselves out of it, which changes only the outermost rows and columns.
 """
 
 from __future__ import annotations

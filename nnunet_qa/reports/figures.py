@@ -125,7 +125,7 @@ def disagreement_picture(
     figure.legend(
         handles=handles, loc="outside lower center", ncols=per_line, frameon=False, fontsize=9, handlelength=3
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def scatter_q_dice(
@@ -183,7 +183,7 @@ def scatter_q_dice(
     axes.set_title("\n".join(filter(None, (heading, _correlation(estimated, true, left_out)))), fontsize=11)
     if legend:
         figure.legend(loc="outside right upper", title="subject", frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _correlation(q: np.ndarray, dice: np.ndarray, left_out: int) -> str:
@@ -282,7 +282,12 @@ def _legend(panels: Sequence[Panel], classes: Sequence[int], names: Sequence[str
     return handles
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG in one step.
+
+    Raises:
+        StorageError: the disk is full or read-only.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

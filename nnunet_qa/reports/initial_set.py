@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from nnunet_qa.files import replacing
 from nnunet_qa.quality.image_quality import Definition
@@ -46,6 +47,10 @@ def initial_set_picture(
         axes.set(**{f"{axis}label": label})
         if table[metric].min() > 0 and table[metric].max() > _SPAN * table[metric].min():
             axes.set(**{f"{axis}scale": "log"})
+            ruler = getattr(axes, f"{axis}axis")
+            ruler.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ruler.set_major_formatter("{x:g}")
+            ruler.set_minor_formatter(NullFormatter())
     passes = _within(table, horizontal) & _within(table, vertical)
     layers: list[tuple[str, pd.Series, dict[str, Any]]] = [
         ("outside the thresholds", ~passes, {"s": 26, "color": "#B3B3B3", "edgecolors": "white", "linewidths": 0.5}),
@@ -57,7 +62,7 @@ def initial_set_picture(
         (
             "initial set",
             table["selected"],
-            {"s": 150, "color": "#0072B2", "edgecolors": "white", "linewidths": 0.8, "marker": "*"},
+            {"s": 110, "color": "#0072B2", "edgecolors": "white", "linewidths": 0.8, "marker": "*"},
         ),
     ]
     for number, (label, rows, style) in enumerate(layers):

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunet_qa.errors import ImageError
 from nnunet_qa.evaluation.segmentation import overlap
-from nnunet_qa.reports.figures import _save
+from nnunet_qa.reports.figures import save_figure
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#FF00FF", "#0000FF", "#FF0000"
 """Colours of the paper's Figure 7: magenta, blue, red."""
@@ -91,7 +91,7 @@ def level_outputs_picture(
         _show(place, picture, text)
     where = "" if index is None else f"  slice {index}"
     figure.suptitle(f"{title}{where}  Q={q:.2f}", fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def level_losses_picture(path: Path, losses: pd.DataFrame, *, heading: str = "") -> Path:
@@ -122,7 +122,7 @@ def level_losses_picture(path: Path, losses: pd.DataFrame, *, heading: str = "")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _tidy(axes, heading)
     axes.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def error_colours(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ def errors_picture(path: Path, panels: Mapping[str, Sequence[ErrorPanel]], *, he
     figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
     if heading:
         figure.suptitle(heading, fontsize=11)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def arms_picture(path: Path, table: pd.DataFrame, *, score: str = "dice", heading: str = "") -> Path:
@@ -222,7 +222,7 @@ def arms_picture(path: Path, table: pd.DataFrame, *, score: str = "dice", headin
     axes.set_ylim(len(groups) - 0.4, -0.5)
     axes.set_xlabel(score.replace("_", " ").capitalize())
     _tidy(axes, heading)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _count(annotated: pd.Series) -> str:

@@ -6,6 +6,7 @@ classes, the number of voxels in dispute, predictive entropy, diversity, and q0 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
@@ -19,6 +20,8 @@ from nnunet_qa.errors import SelectionError
 from nnunet_qa.files import write_csv
 from nnunet_qa.selection.diversity import diverse_order
 from nnunet_qa.selection.queue import candidates, check_limits
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "minimal_set.csv"
 COLUMNS = ("rank", "case_id", "subject_id", "q", "utility", "reason")
@@ -66,11 +69,12 @@ def minimal_set(
         roles: roles of the candidates, as for `annotation_queue`.
         cases: case table of the dataset, as for `annotation_queue`.
         features: vector of each case (`nnunet_qa.selection.diversity.thumbnail`); given, cases are chosen so that they
-            differ from each other and from `annotated`.
+            differ from each other and from `annotated`. Without a limit on their number this only orders them.
         annotated: vectors of the cases that are annotated already `(cases, features)`.
 
     Returns:
-        Columns `rank` (from 1), `case_id`, `subject_id`, `q`, `utility` and `reason`.
+        Columns `rank` (from 1), `case_id`, `subject_id`, `q`, `utility` and `reason`. Fewer rows than `number` are
+        returned, and without q0 a warning is logged, where there are no more candidates.
 
     Raises:
         SelectionError: S_m is empty, or it is everything and no number limits it; a column is missing; a limit is out
@@ -83,7 +87,7 @@ def minimal_set(
     rows = candidates(table, roles=roles, cases=cases)
     rows = rows.assign(utility=utility(rows, ranking))
     rows = rows.sort_values(["utility", "case_id"], ascending=[False, True], kind="stable", ignore_index=True)
-    decisive = 1 - rows["utility"] if ranking is Ranking.WORST_CLASS else rows["q"]
+    decisive = _worst_class(rows) if ranking is Ranking.WORST_CLASS else rows["q"]
     chosen = rows if q0 is None else rows[decisive < q0]
     if chosen.empty:
         raise SelectionError(
@@ -101,11 +105,15 @@ def minimal_set(
         chosen = chosen.iloc[order]
     if per_subject is not None:
         chosen = chosen[chosen.groupby("subject_id").cumcount() < per_subject]
-    chosen = chosen.head(number) if number is not None else chosen
+    if number is not None:
+        if q0 is None and len(chosen) < number:
+            logger.warning("%d cases were asked for, %d fit the limits", number, len(chosen))
+        chosen = chosen.head(number)
     chosen = chosen.reset_index(drop=True)
     reason = [f"Q below {q0:g}"] if q0 is not None else []
     reason += [f"ranked by {ranking.value}"] if number is not None else []
-    reason += ["unlike those before it"] if features is not None else []
+    reason += [f"at most {per_subject} a subject"] if per_subject is not None else []
+    reason += ["diverse"] if features is not None else []
     return chosen.assign(rank=chosen.index + 1, reason=", ".join(reason))[list(COLUMNS)]
 
 
@@ -122,15 +130,20 @@ def utility(rows: pd.DataFrame, ranking: Ranking) -> pd.Series:
     if ranking is Ranking.Q:
         return 1 - rows["q"]
     if ranking is Ranking.WORST_CLASS:
-        classes = [name for name in rows.columns if name.startswith("q_")]
-        if not classes:
-            raise SelectionError("the quality table has no Q by class (columns q_<class>); score again")
-        return 1 - rows[classes].min(axis=1)
+        return 1 - _worst_class(rows)
     column = _COLUMN[ranking]
     if column not in rows.columns or rows[column].isna().any():
         hint = " with --entropy" if ranking is Ranking.ENTROPY else ""
         raise SelectionError(f'the quality table has no column "{column}" for every case; score again{hint}')
     return rows[column].astype(float)
+
+
+def _worst_class(rows: pd.DataFrame) -> pd.Series:
+    """The lowest Q of a class of each case."""
+    classes = [name for name in rows.columns if name.startswith("q_")]
+    if not classes:
+        raise SelectionError("the quality table has no Q by class (columns q_<class>); score again")
+    return rows[classes].min(axis=1)
 
 
 def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
@@ -143,7 +156,7 @@ def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
         failure: Dice in (0, 1] below which a prediction has failed.
 
     Raises:
-        SelectionError: there is no Dice, or the cases are all failures or all successes.
+        SelectionError: there is no Dice, the cases are all failures or all successes, or Q is no lower for failures.
     """
     if "dice" not in table.columns:
         raise SelectionError('q0 cannot be chosen: the table has no column "dice"; give the quality.csv of a training')
@@ -151,11 +164,13 @@ def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
     failed = known["dice"].to_numpy() < failure
     if failed.all() or not failed.any():
         raise SelectionError(
-            f"q0 cannot be chosen: {int(failed.sum())} of {len(failed)} validation cases have a Dice below {failure:g}; "
-            "choose another Dice for failures, or give q0"
+            f"q0 cannot be chosen: {int(failed.sum())} of {len(failed)} validation cases have a Dice below "
+            f"{failure:g}; choose another Dice for failures, or give q0"
         )
     false_alarms, found, thresholds = roc_curve(failed, -known["q"].to_numpy(), drop_intermediate=False)
     best = int(np.argmax(found - false_alarms))
+    if best == 0:  # the threshold that takes nothing
+        raise SelectionError("q0 cannot be chosen: Q is no lower for failed validation cases than for others; give q0")
     # the next representable number above the highest Q that is still to count as a failure
     return float(min(1.0, np.nextafter(-thresholds[best], 2.0)))
 

@@ -78,10 +78,14 @@ def write_queue(path: Path, queue: pd.DataFrame) -> None:
 
 
 def read_queue(path: Path) -> pd.DataFrame:
-    """Read a `queue.csv`, in the order of its rows; only the column `case_id` is needed.
+    """Read a `queue.csv`, a `minimal_set.csv` or an `initial_set.csv`, in the order of its rows.
+
+    Only the column `case_id` is needed. Where there is a column `selected`, as in `initial_set.csv`, which says why each
+    case was kept or dropped, only its rows that are true count.
 
     Raises:
-        SelectionError: the file is missing, empty or no CSV, or has no column `case_id`.
+        SelectionError: the file is missing, empty or no CSV, has no column `case_id`, or a `selected` that is neither
+            True nor False.
     """
     try:
         queue = pd.read_csv(path, dtype={"case_id": str, "subject_id": str})
@@ -91,6 +95,10 @@ def read_queue(path: Path) -> pd.DataFrame:
         raise SelectionError(f"{path}: is not a CSV file that can be read: {error}") from error
     if "case_id" not in queue.columns:
         raise SelectionError(f'{path}: the column "case_id" is missing{nearest("case_id", queue.columns)}')
+    if "selected" in queue.columns and not queue.empty:
+        if queue["selected"].dtype != bool:
+            raise SelectionError(f'{path}: the column "selected" must hold True or False in every row')
+        queue = queue[queue["selected"]].reset_index(drop=True)
     if queue.empty:
         raise SelectionError(f"{path}: names no case; run `nnunet-qa select` again")
     return queue
@@ -115,7 +123,7 @@ def candidates(
     """Rows of the cases that may be chosen, with their subjects; see `annotation_queue` for the arguments.
 
     Raises:
-        SelectionError: no case has one of the roles.
+        SelectionError: there is no case, no case has one of the roles, or there is no such role.
         CaseTableError: a scored case is not in the case table.
     """
     rows = table.assign(subject_id=table["case_id"])
@@ -143,9 +151,15 @@ def _with_case_table(rows: pd.DataFrame, cases: CaseTable) -> pd.DataFrame:
 
 
 def _candidates(rows: pd.DataFrame, roles: Collection[str] | None) -> pd.DataFrame:
+    if rows.empty:
+        raise SelectionError("nothing selected: there is no case to choose from; score some first")
     if roles is None:
         unlabelled = rows["role"] == Role.UNLABELLED.value
         return rows[unlabelled] if unlabelled.any() else rows
+    known = [role.value for role in Role]
+    for role in roles:
+        if role not in known:
+            raise SelectionError(f'unknown role "{role}"{nearest(role, known)}; roles are {", ".join(known)}')
     chosen = rows[rows["role"].isin(list(roles))]
     if chosen.empty:
         found = sorted({role or "none" for role in rows["role"]})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,20 @@ def _twice(raw: Path) -> None:
     write_tiny(raw / "imagesUn" / "S2_a_0000.png", tiny_label("S2_a"))
 
 
-def _no_training(raw: Path) -> None:
-    for path in (raw / "imagesTr").iterdir():
-        path.unlink()
+def test_a_dataset_that_begins_without_annotations(raw: Path, splits: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(raw / "imagesTr")
+    shutil.rmtree(raw / "labelsTr")
+    result = run_command(cases, "-d", 301, "--subject-regex", r"S\d")
+    assert result.exit_code == 0, result.exception
+    table = CaseTable.read(raw / "cases.csv")
+    assert (table.case_ids(Role.LABELLED), table.case_ids(Role.UNLABELLED)) == ([], ["S4_a", "S4_b"])
+    assert not splits.exists()
+    assert not caplog.text
+
+
+def _only_test_cases(raw: Path) -> None:
+    for folder in ("imagesTr", "imagesUn"):
+        shutil.rmtree(raw / folder)
 
 
 def _old_json(raw: Path) -> None:
@@ -133,7 +145,7 @@ def _unsettled(raw: Path) -> None:
     [
         (_no_label, "S2_a.png: not found"),
         (_twice, '"S2_a" is in imagesTr and in imagesUn'),
-        (_no_training, "holds no case with the ending .png"),
+        (_only_test_cases, "holds no case with the ending .png"),
         (_old_json, 'the entry "file_ending" is missing'),
         (_unsettled, "was interrupted; run `nnunet-qa promote` again"),
     ],

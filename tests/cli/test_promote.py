@@ -28,8 +28,14 @@ def test_every_label_of_the_folder(base: Path) -> None:
     assert "Promoted 2 cases: S1_b, S4_a." in result.stdout
     assert "Annotated cases: 5; left in imagesUn: 1." in result.stdout
     assert "Folds: 4, with" in result.stdout
-    assert "nnUNetv2_preprocess -d 301" in result.stdout
+    assert "Next: nnUNetv2_plan_and_preprocess -d 301." in result.stdout
     assert (base / "nnUNet_preprocessed" / NAME / "splits_final.json").is_file()
+
+
+def test_planned_before(base: Path) -> None:
+    (base / "nnUNet_preprocessed" / NAME).mkdir()
+    (base / "nnUNet_preprocessed" / NAME / "nnUNetPlans.json").write_text("{}")
+    assert "Next: nnUNetv2_preprocess -d 301, or" in run_command(promote, "-d", 301, "--labels", base / "labels").stdout
 
 
 def test_a_second_time(base: Path) -> None:
@@ -59,6 +65,37 @@ def test_cases_of_a_queue_that_have_a_label(base: Path) -> None:
     assert result.exit_code == 0
     assert promoted(base) == {"S4_a"}
     assert "1 cases of the queue have no label yet: S4_b." in result.stdout
+
+
+def test_only_what_an_initial_set_selected(base: Path) -> None:
+    (base / "initial_set.csv").write_text("case_id,selected,reason\nS1_b,False,dropped\nS4_a,True,kept\n")
+    result = run_command(promote, "-d", 301, "--labels", base / "labels", "--queue", base / "initial_set.csv")
+    assert result.exit_code == 0
+    assert promoted(base) == {"S4_a"}
+    assert "no label yet" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"), [("S1_b,False\nS4_a,False\n", "names no case"), ("S1_b,yes\nS4_a,\n", "must hold True or False")]
+)
+def test_initial_sets_that_select_nothing(base: Path, rows: str, text: str) -> None:
+    (base / "initial_set.csv").write_text(f"case_id,selected\n{rows}")
+    result = run_command(promote, "-d", 301, "--labels", base / "labels", "--queue", base / "initial_set.csv")
+    assert isinstance(result.exception, SelectionError)
+    assert text in str(result.exception)
+
+
+def test_the_first_annotated_cases(fresh_folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    raw = tiny_dataset(fresh_folders, labelled=(), pool=("S1_a", "S1_b", "S2_a"))
+    annotate(fresh_folders / "labels", "S1_a", "S1_b")
+    result = run_command(promote, "-d", 301, "--labels", fresh_folders / "labels")
+    assert result.exit_code == 0, result.exception
+    assert "train with fold `all`" in caplog.text
+    assert sorted(path.name for path in (raw / "labelsTr").iterdir()) == ["S1_a.png", "S1_b.png"]
+    annotate(fresh_folders / "labels", "S2_a")
+    result = run_command(promote, "-d", 301, "--labels", fresh_folders / "labels")
+    assert "Annotated cases: 3; left in imagesUn: 0." in result.stdout
+    assert "Folds: 2, with 2, 1 validation cases." in result.stdout
 
 
 def test_a_dry_run(base: Path) -> None:

@@ -86,5 +86,5 @@ def test_another_file_of_torch(tmp_path: Path, content: Any) -> None:
 
 def test_an_old_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    with pytest.raises(DependencyError, match="install torch 2.6"):
+    with pytest.raises(DependencyError, match=r"install torch 2\.6"):
         read_checkpoint(tmp_path / "a.pth")

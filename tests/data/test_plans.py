@@ -29,7 +29,8 @@ def configuration(
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": batch_size,
         "patch_size": patch,
-        "spacing": [1.0] * dim,
+        "spacing": [1.0, 0.5, 0.5][:dim] if dim == 3 else [0.5, 0.25],
+        "median_image_size_in_voxels": [30.0, 70.0, 100.0] if dim == 3 else [300.0, 250.0],
         "architecture": {
             "network_class_name": network,
             "arch_kwargs": {
@@ -164,6 +165,50 @@ def test_only_what_was_asked_for_changes() -> None:
     assert {**new, "plans_name": "nnUNetPlans"} == kept
 
 
+@pytest.mark.parametrize(("name", "size"), [("2d", (256, 320)), ("3d_fullres", (32, 48, 96))])
+def test_an_image_size_sets_spacing_patch_and_a_place_for_the_data(name: str, size: tuple[int, ...]) -> None:
+    plans = made_plans()
+    before = copy.deepcopy(plans["configurations"][name])
+    new = smaller_plans(plans, name, smaller=Smaller(image_size=size), identifier="Sized")["configurations"][name]
+    extent = np.array(before["spacing"]) * before["median_image_size_in_voxels"]
+    np.testing.assert_allclose(np.array(new["spacing"]) * size, extent)
+    assert new["patch_size"] == new["median_image_size_in_voxels"] == list(size)
+    assert new["data_identifier"] == f"Sized_{name}_{'x'.join(map(str, size))}"
+    for key in set(before) - {"spacing", "patch_size", "median_image_size_in_voxels", "data_identifier"}:
+        assert new[key] == before[key]
+
+
+def test_a_patch_may_be_smaller_than_the_image() -> None:
+    small = Smaller(image_size=(250, 250), patch_size=(128, 128))
+    new = smaller_plans(made_plans(), "2d", smaller=small, identifier="Sized")["configurations"]["2d"]
+    assert (new["patch_size"], new["median_image_size_in_voxels"]) == ([128, 128], [250, 250])
+
+
+def test_an_heir_of_another_image_size_keeps_its_own() -> None:
+    new = smaller_plans(made_plans(), "3d_fullres", smaller=Smaller(image_size=(32, 48, 96)), identifier="Sized")
+    assert resolved(new, "3d_cascade_fullres") == resolved(made_plans(), "3d_cascade_fullres")
+
+
+def test_plans_without_a_median_size_are_refused() -> None:
+    plans = made_plans()
+    del plans["configurations"]["2d"]["median_image_size_in_voxels"]
+    with pytest.raises(PlansError, match="image size 256,256: the plans do not tell the median"):
+        smaller_plans(plans, "2d", smaller=Smaller(image_size=(256, 256)), identifier="Sized")
+
+
+def test_nnunet_preprocesses_to_the_image_size(planned: dict[str, str]) -> None:
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    path = write_smaller_plans(planned["2d"], "2d", smaller=Smaller(image_size=(64, 96)), identifier="nnUNetPlansSized")
+    DefaultPreprocessor(verbose=False).run(701, "2d", "nnUNetPlansSized", num_processes=1)
+    folder = str(path.parent / "nnUNetPlansSized_2d_64x96")
+    for case in ("S0_c0", "S3_c1"):  # 48×64 in the phantom
+        data, seg, _, _ = nnUNetDatasetBlosc2(folder, [case]).load_case(case)
+        assert data.shape == seg.shape == (1, 1, 64, 96)
+        assert set(np.unique(seg[:])) == {0, 1, 2}
+
+
 def test_an_heir_keeps_what_it_inherited_and_a_shrunk_heir_leaves_its_parent() -> None:
     small = Smaller(features=(4, 8, 8), batch_size=2, patch_size=(8, 16, 16))
     new = smaller_plans(made_plans(), "3d_fullres", smaller=small, identifier="Small")
@@ -213,6 +258,11 @@ def test_plans_of_older_versions() -> None:
         ("2d", Smaller(patch_size=(32, 32)), "more than one voxel.*64,64 would fit"),
         ("2d", Smaller(patch_size=(8, 64, 64)), r"has 3 axes, the configuration 2 \(planned: 320,256\)"),
         ("3d_fullres", Smaller(patch_size=(12, 64, 64)), "multiple of 8,16,16.*8,64,64 would fit"),
+        ("2d", Smaller(image_size=(250, 256)), "image size 250,256: each axis must be a multiple of 32,32.*224,256"),
+        ("2d", Smaller(image_size=(256, 0)), "image size 256,0: each axis.*256,32 would fit"),
+        ("2d", Smaller(image_size=(8, 256, 256)), "image size 8,256,256: has 3 axes, the configuration 2"),
+        ("2d", Smaller(image_size=(0, 9), patch_size=(64, 64)), "image size 0,9: give 2 numbers from 1 up"),
+        ("2d", Smaller(image_size=(99,), patch_size=(64, 64)), "image size 99: give 2 numbers from 1 up"),
     ],
 )
 def test_refusals_say_what_would_do(name: str, smaller: Smaller, said: str) -> None:
@@ -366,7 +416,19 @@ def test_command(folder: Path) -> None:
     assert json.loads((folder / "Tiny.json").read_text())["configurations"]["2d"]["batch_size"] == 6
 
 
-@pytest.mark.parametrize("option", ["--features", "--patch-size"])
+def test_command_with_an_image_size_names_the_preprocessing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    call = ["plans", "-d", "777", "-c", "2d", "-o", "Sized", "--image-size", "256,320"]
+    result = CliRunner().invoke(application(), call)
+    assert result.exit_code == 0, result.output
+    assert "first: nnUNetv2_preprocess -d 777 -plans_name Sized -c 2d" in result.stderr
+    assert "Sized_2d_256x320: not there yet" in caplog.text
+    assert json.loads((folder / "Sized.json").read_text())["configurations"]["2d"]["spacing"] == [
+        0.5 * 300 / 256,
+        0.25 * 250 / 320,
+    ]
+
+
+@pytest.mark.parametrize("option", ["--features", "--patch-size", "--image-size"])
 def test_command_names_the_option_that_is_no_list_of_numbers(folder: Path, option: str) -> None:
     result = CliRunner().invoke(application(), ["plans", "-d", "777", "-c", "2d", option, "16,x"])
     assert isinstance(result.exception, PlansError)

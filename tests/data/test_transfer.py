@@ -1,4 +1,4 @@
-"""Source and target are made of plans and freshly drawn weights; nnU-Net itself builds the networks and loads the file."""
+"""Source and target are plans and freshly drawn weights; nnU-Net itself builds the networks and loads the file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,12 @@ def configuration(dim: int, patch: list[int], features: list[int], *, network: s
 
 
 def plans_of(dataset: str, **configurations: dict[str, Any]) -> dict[str, Any]:
-    return {"dataset_name": dataset, "plans_name": "nnUNetPlans", "configurations": configurations}
+    return {
+        "dataset_name": dataset,
+        "plans_name": "nnUNetPlans",
+        "configurations": configurations,
+        "label_manager": "LabelManager",
+    }
 
 
 def dataset_json(channels: int, classes: int) -> dict[str, Any]:

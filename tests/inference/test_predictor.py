@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from scipy.special import expit, softmax
+from scipy.stats import entropy as scipy_entropy
 
 from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder, read_json
 from nnunet_qa.errors import ImageError, ModelError
@@ -39,6 +41,21 @@ def loaded(kind: type[Any], model: Path, folds: tuple[int, ...], *, mirroring: b
     predictor = kind(use_mirroring=mirroring, perform_everything_on_device=False, device=CPU, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(os.fspath(model), folds)
     return predictor
+
+
+def with_dropout(model: Path, configuration: str, probability: float = 0.5) -> Path:
+    """The same model with dropout between each convolution and its norm, which moves the norm one place on."""
+    plans = read_json(model / "plans.json")
+    settings = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+    settings["dropout_op"] = f"torch.nn.modules.dropout.Dropout{len(settings['strides'][0])}d"
+    settings["dropout_op_kwargs"] = {"p": probability}
+    (model / "plans.json").write_text(json.dumps(plans))
+    for path in model.glob("fold_*/checkpoint_final.pth"):
+        checkpoint = torch.load(path, weights_only=False)
+        weights = checkpoint["network_weights"]
+        moved = {name.replace(".all_modules.1.", ".all_modules.2."): value for name, value in weights.items()}
+        torch.save({**checkpoint, "network_weights": moved}, path)
+    return model
 
 
 def image_for(kind: str) -> torch.Tensor:
@@ -95,6 +112,82 @@ class SecondOutput(torch.nn.Module):
             second = self.network(x)[1]
         mode = {4: "bilinear", 5: "trilinear"}[second.ndim]
         return torch.nn.functional.interpolate(second, size=x.shape[2:], mode=mode)
+
+
+@pytest.mark.parametrize(("kind", "configuration", "folds"), [("3d", "3d_fullres", 2), ("regions", "2d", 1)])
+def test_rows_count_voxels_and_hold_the_entropy_of_the_averaged_logits(
+    planned: dict[str, str], tmp_path: Path, kind: str, configuration: str, folds: int
+) -> None:
+    predictor = loaded(
+        QAPredictor, write_model(tmp_path, planned[kind], configuration, folds), tuple(range(folds)), mirroring=True
+    )
+    second: list[np.ndarray] = []
+    finish = predictor._finish_case
+    predictor._finish_case = lambda *given: (second.append(predictor._margins.numpy().astype(float)), finish(*given))[1]
+    data = image_for("3d" if kind == "3d" else "2d")
+    predictor.predict_logits_from_preprocessed_data(data)
+    assert predictor.last_quality.entropy is None
+    assert "entropy" not in predictor.last_quality.rows()[0]
+    predictor.entropy = True
+    logits = predictor.predict_logits_from_preprocessed_data(data).numpy().astype(float)
+    if kind == "regions":
+        probabilities = np.stack([expit(logits), expit(-logits)])
+        expected = scipy_entropy(probabilities, axis=0).mean(0)
+        first_masks, second_masks = logits > 0, second[-1] > 0
+    else:
+        expected = scipy_entropy(softmax(logits, axis=0), axis=0)
+        labels = logits.argmax(0), np.concatenate([np.zeros_like(logits[:1]), second[-1]]).argmax(0)
+        first_masks, second_masks = (np.stack([label == value for value in (1, 2)]) for label in labels)
+    rows = predictor.last_quality.rows()
+    assert len(rows) == 1 + logits.shape[1]
+    for number, row in enumerate(rows):
+        where = slice(None) if number == 0 else slice(number - 1, number)
+        assert row["entropy"] == pytest.approx(expected[where].mean(), abs=1e-5)
+        union = (first_masks[:, where] | second_masks[:, where]).sum()
+        assert row["union_voxels"] == union
+        assert row["disagreeing_voxels"] == union - (first_masks[:, where] & second_masks[:, where]).sum()
+
+
+def test_dropout_is_sampled_by_seed_and_only_when_asked_for(planned: dict[str, str], tmp_path: Path) -> None:
+    model, data = write_model(tmp_path, planned["2d"], "2d", 1), image_for("2d")
+    plain = loaded(QAPredictor, model, (0,), mirroring=False).predict_logits_from_preprocessed_data(data)
+    predictor = loaded(QAPredictor, with_dropout(model, "2d"), (0,), mirroring=False)
+    assert torch.equal(predictor.predict_logits_from_preprocessed_data(data), plain)  # off by default
+    predictor.mc_dropout = True
+    state = torch.get_rng_state()
+    samples = []
+    for seed in (0, 1, 0):
+        predictor.seed = seed
+        samples.append((predictor.predict_logits_from_preprocessed_data(data), predictor.last_quality.q))
+    assert torch.equal(samples[0][0], samples[2][0])
+    assert samples[0][1] == samples[2][1]
+    assert not torch.equal(samples[0][0], samples[1][0])
+    assert not torch.equal(samples[0][0], plain)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module.training for module in predictor.network.modules())
+    predictor.mc_dropout = False
+    assert torch.equal(predictor.predict_logits_from_preprocessed_data(data), plain)
+
+
+def test_only_dropout_is_in_training_mode_while_it_is_sampled(planned: dict[str, str], tmp_path: Path) -> None:
+    model = with_dropout(write_model(tmp_path, planned["2d"], "2d", 1), "2d")
+    predictor = loaded(QAPredictor, model, (0,), mirroring=False)
+    predictor.mc_dropout = True
+    training: set[str] = set()
+    predictor.network.encoder.register_forward_hook(
+        lambda *_: training.update(type(module).__name__ for module in predictor.network.modules() if module.training)
+    )
+    predictor.predict_logits_from_preprocessed_data(image_for("2d"))
+    assert training == {"Dropout2d"}
+
+
+def test_a_network_without_dropout_is_refused(planned: dict[str, str], tmp_path: Path) -> None:
+    model = write_model(tmp_path, planned["2d"], "2d", 1)
+    without = loaded(QAPredictor, model, (0,), mirroring=False)
+    for predictor in (without, loaded(QAPredictor, with_dropout(model, "2d", 0.0), (0,), mirroring=False)):
+        predictor.mc_dropout = True
+        with pytest.raises(ModelError, match="PlainConvUNet has no dropout layer to sample from"):
+            predictor.predict_logits_from_preprocessed_data(image_for("2d"))
 
 
 def test_the_network_and_its_switch_are_left_as_they_were(planned: dict[str, str], tmp_path: Path) -> None:

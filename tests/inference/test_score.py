@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,19 @@ import pytest
 import torch
 from skimage.io import imread, imsave
 
+import nnunet_qa.cli.score as command
 from nnunet_qa.data.paths import raw_dataset_folder
 from nnunet_qa.errors import DatasetError, ImageError, ModelError
-from nnunet_qa.inference.score import ScoreOptions, _check_previous_stage, find_case_table, score_folder
-from tests.inference.test_predictor import write_model
+from nnunet_qa.inference.score import (
+    ScoreOptions,
+    _check_previous_stage,
+    _check_trained_outputs,
+    find_case_table,
+    score_folder,
+)
+from tests.inference.test_predictor import with_dropout, write_model
 from tests.phantom import run, tree
+from tests.small import run_command
 
 CPU = torch.device("cpu")
 QUICK = {"processes": 1, "mirroring": False}
@@ -211,3 +220,53 @@ def test_outputs_that_were_not_trained_are_refused(model: Path, images: Path, tm
     with pytest.raises(ModelError, match="trained fewer than two outputs"):
         score(model, images, tmp_path / "out", folds=("0",))
     assert not (tmp_path / "out").exists()
+
+
+def test_entropy_and_dropout_are_options_of_the_command(model: Path, images: Path, tmp_path: Path) -> None:
+    with_dropout(model, "2d")
+    which = ("-d", "701", "-c", "2d", "-f", "0", "-device", "cpu", "--disable_tta", "--jobs", "1", "--entropy")
+    tables = {}
+    for name, further in {
+        "plain": (),
+        "one": ("--mc-dropout", "--seed", "1"),
+        "again": ("--mc-dropout", "--seed", "1"),
+        "two": ("--mc-dropout", "--seed", "2"),
+    }.items():
+        result = run_command(command, "-i", images, "-o", tmp_path / name, *which, *further)
+        assert result.exit_code == 0, result.output
+        tables[name] = pd.read_csv(tmp_path / name / "quality.csv")
+        assert {"union_voxels", "disagreeing_voxels", "entropy"} <= set(tables[name].columns)
+    assert tables["one"].equals(tables["again"])
+    assert not tables["one"]["entropy"].equals(tables["two"]["entropy"])
+    assert not tables["one"]["entropy"].equals(tables["plain"]["entropy"])
+    with pytest.raises(DatasetError, match=r"other predictions \(seed\)"):
+        score(model, images, tmp_path / "one", folds=("0",), entropy=True, mc_dropout=True, seed=2)
+
+
+def test_dropout_that_is_not_there_is_refused_before_anything_is_written(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no dropout layer"):
+        score(model, images, tmp_path / "out", mc_dropout=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "outputs", "refused"),
+    [
+        ("QAsemiTrainer", 2, False),
+        ("QAsemiTrainer_5epochs", 2, False),
+        ("QUNetPlusPlusTrainer", 2, False),
+        ("QUNetPlusPlusTrainer", 1, True),
+        ("nnUNetTrainer", 2, True),
+        ("nnUNetTrainer", 3, False),
+        ("nnUNetTrainerNoDeepSupervision", 3, True),
+    ],
+)
+def test_trainers_that_leave_the_second_output_untrained_are_refused(
+    planned: dict[str, str], trainer: str, outputs: int, refused: bool
+) -> None:
+    network = SimpleNamespace(decoder=SimpleNamespace(seg_layers=range(outputs)))
+    predictor = SimpleNamespace(network=network, trainer_name=trainer)
+    with pytest.raises(ModelError, match=f"{trainer} trained fewer") if refused else nullcontext():
+        _check_trained_outputs(predictor, Path("model"))  # type: ignore[arg-type]

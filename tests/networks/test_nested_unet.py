@@ -38,7 +38,7 @@ def arguments(kind: str, *, residual: bool = False) -> dict[str, Any]:
         "kernel_sizes": kernels,
         "strides": strides,
         name: [2] * stages,
-        "n_conv_per_stage_decoder": [3, 2, 1, 2, 2][-(stages - 1) :],
+        "n_conv_per_stage_decoder": [3, 2, 1, 2, 2][: stages - 1],
         "conv_bias": True,
         "norm_op": norm,
         "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -52,7 +52,11 @@ def arguments(kind: str, *, residual: bool = False) -> dict[str, Any]:
 def network(kind: str, *, classes: int = 3, channels: int = 2, residual: bool = False, **more: Any) -> NestedUNet:
     torch.manual_seed(0)
     built = NestedUNet(
-        input_channels=channels, num_classes=classes, **arguments(kind, residual=residual), deep_supervision=True, **more
+        input_channels=channels,
+        num_classes=classes,
+        **arguments(kind, residual=residual),
+        deep_supervision=True,
+        **more,
     )
     return built.apply(built.initialize)
 
@@ -137,7 +141,7 @@ def test_nodes_are_wired_as_the_formula_says(kind: str) -> None:
 
 
 def test_a_network_of_two_stages_is_nnunets_u_net() -> None:
-    """With one node U-Net++ is U-Net, so nnU-Net's own with the same weights gives the same (its cat is the other way)."""
+    """One node makes it a U-Net: nnU-Net's own with the same weights (and its order of channels) gives the same."""
     ours = network("2d shallow")
     stock = PlainConvUNet(input_channels=2, num_classes=3, **arguments("2d shallow"), deep_supervision=False)
     stock.encoder.load_state_dict(ours.encoder.state_dict())
@@ -171,6 +175,7 @@ def test_the_network_is_pickled_whole(tmp_path: Any) -> None:
         assert torch.equal(copy(image("anisotropic"))[0], net(image("anisotropic"))[0])
 
 
+@pytest.mark.e2e  # the compiler takes a minute to start
 def test_the_network_is_one_graph_for_the_compiler() -> None:
     net = network("2d").eval()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
@@ -187,7 +192,7 @@ def test_heads_are_the_only_parameters_that_pretraining_leaves_out() -> None:
 def test_dropout_of_the_plans_is_in_every_block() -> None:
     settings = {**arguments("2d"), "dropout_op": nn.Dropout2d, "dropout_op_kwargs": {"p": 0.5}}
     net = NestedUNet(input_channels=1, num_classes=2, **settings)
-    assert sum(isinstance(module, nn.Dropout2d) for module in net.decoder.modules()) == sum([1 * 3, 2 * 2, 3 * 1][::-1])
+    assert sum(isinstance(module, nn.Dropout2d) for module in net.decoder.modules()) == 3 * 1 + 2 * 2 + 1 * 3
 
 
 def test_a_wrong_number_of_convolutions_is_refused() -> None:

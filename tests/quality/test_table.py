@@ -35,6 +35,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_quality(tmp_path / "quality.csv", "slice")["slice_index"].tolist() == [0, 1]
 
 
+def test_further_columns_are_kept_and_may_be_missing(tmp_path: Path) -> None:
+    write_quality(tmp_path / "old.csv", pd.DataFrame(ROWS))
+    assert "union_voxels" not in read_quality(tmp_path / "old.csv")
+    further = {"union_voxels": 12, "disagreeing_voxels": 9, "entropy": 0.1234567}
+    write_quality(tmp_path / "new.csv", pd.DataFrame([{**row, **further} for row in ROWS]))
+    for level in ("case", "slice"):
+        table = read_quality(tmp_path / "new.csv", level)  # type: ignore[arg-type]
+        assert table["union_voxels"].tolist() == [12, 12]
+        assert table["disagreeing_voxels"].tolist() == [9, 9]
+        assert table["entropy"].tolist() == [0.123457] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -29,8 +29,8 @@ SHAPE = (20, 30)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, so that a test knows where in the PNG an image lies."""
     kept: list[Figure] = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (kept.append(figure), save(figure, path))[1])
+    save = figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: (kept.append(figure), save(figure, path))[1])
     return kept
 
 

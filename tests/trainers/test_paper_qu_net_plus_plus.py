@@ -23,7 +23,7 @@ from nnunet_qa.trainers.affine import RandomAffine, affine_matrix
 from tests.phantom import trainer_of
 
 PLUS, UNET = "PaperQUNetPlusPlusTrainer", "PaperQUNetTrainer"
-SHORT = "training: {epochs: 1, iterations_per_epoch: 2, val_iterations_per_epoch: 1}\npool: {batches_per_epoch: 1}\n"
+SHORT = "training: {epochs: 1, iterations_per_epoch: 2, val_iterations_per_epoch: 1}\n"
 
 
 @pytest.fixture
@@ -109,13 +109,13 @@ def test_an_epoch_sees_each_slice_once(planned: dict[str, str], settings: Any, s
     assert three.num_iterations_per_epoch == 22  # 4 volumes of 16 slices
 
 
-@pytest.mark.parametrize("name", [PLUS, UNET])
-@pytest.mark.parametrize("kind", ["one class", "2d", "regions"])
-def test_trains_scores_and_predicts(
+@pytest.mark.parametrize(("name", "kind"), [(PLUS, "one class"), (PLUS, "regions"), (PLUS, "2d"), (UNET, "one class")])
+def test_trains_and_predicts(
     planned: dict[str, str], request: pytest.FixtureRequest, settings: Any, small: None, tmp_path: Path, name: str,
     kind: str,
 ) -> None:  # fmt: skip
-    settings(SHORT)
+    with_pool = (name, kind) == (PLUS, "2d")
+    settings(SHORT if with_pool or name == UNET else SHORT + "pool: {enabled: false}")
     dataset = request.getfixturevalue("one_class") if kind == "one class" else planned[kind]
     torch.manual_seed(1)
     trainer = trainer_of(dataset, "2d", 0, name=name)
@@ -125,28 +125,30 @@ def test_trains_scores_and_predicts(
     assert heads[0].weight.shape[0] == {"one class": 1, "2d": 3, "regions": 2}[kind]
     low = -len(heads) - 1e-6
     assert all(low <= value < 0 for value in trainer.logger.get_value("train_losses", step=None))
-    trainer.perform_actual_validation()
 
+    if with_pool or name == UNET:
+        trainer.perform_actual_validation()
     table = Path(trainer.output_folder) / "quality.csv"
-    if name == PLUS:
+    if with_pool:
         scored = read_quality(table)
-        assert set(scored["role"]) == ({"labelled"} if kind == "regions" else {"labelled", "unlabelled"})
+        assert set(scored["role"]) == {"labelled", "unlabelled"}
         assert scored["q"].between(0, 1).all()
-        assert len(trainer.logger.get_value("disagreement_val", step=None)) == 1
-    else:
+        assert len(trainer.logger.get_value("disagreement_pool", step=None)) == 1
+    if name == UNET:
         assert not table.exists()
+        assert trainer.pool is None
         assert "no scoring" in Path(trainer.log_file).read_text()
 
     plans = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())["configurations"]["2d"]
     assert (plans["patch_size"], plans["batch_size"]) == ([32, 48], 3)
-    images = raw_dataset_folder(dataset) / "imagesTs"
-    predictor_kind = QAPredictor if name == PLUS else nnUNetPredictor
-    predictor = predictor_kind(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
+    image = raw_dataset_folder(dataset) / "imagesTs" / "T0_c0_0000.png"
+    kind_of_predictor = QAPredictor if name == PLUS else nnUNetPredictor
+    predictor = kind_of_predictor(perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,))
     assert predictor.allowed_mirroring_axes is None
-    predictor.predict_from_files_sequential(os.fspath(images), os.fspath(tmp_path / "out"))
-    predicted = imread(tmp_path / "out" / "T0_c0.png")
-    assert predicted.shape == imread(images / "T0_c0_0000.png").shape
+    predictor.predict_from_files_sequential([[os.fspath(image)]], [os.fspath(tmp_path / "predicted")])
+    predicted = imread(tmp_path / "predicted.png")
+    assert predicted.shape == imread(image).shape
     assert set(np.unique(predicted)) <= ({0, 1} if kind == "one class" else {0, 1, 2})
     if name == PLUS:
         assert 0 <= predictor.last_quality.q <= 1
@@ -174,7 +176,7 @@ def test_weights_of_another_dataset_are_taken_but_for_the_heads(
 ) -> None:
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    settings(SHORT)
+    settings(SHORT + "pool: {enabled: false}")
     first = trainer_of(planned["2d"], "2d", 0, name=PLUS)
     first.run_training()
     second = trainer_of(planned["regions"], "2d", 0, name=PLUS)
