@@ -23,7 +23,9 @@ def promote(
         None, "--cases", help="Cases to promote, one or more. Default: every label in the folder."
     ),
     queue: Path | None = typer.Option(
-        None, "--queue", help="Promote those cases of a queue.csv, initial_set.csv or minimal_set.csv that have a label."
+        None,
+        "--queue",
+        help="Promote those cases of a queue.csv, initial_set.csv or minimal_set.csv that have a label.",
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check everything and change nothing."),
 ) -> None:

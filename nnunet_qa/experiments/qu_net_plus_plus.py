@@ -199,11 +199,9 @@ class QUNetPlusPlusExperiment:
         holdout.populate(cell, ())
         model = self.protocol.transfer_from
         options = ("-d", holdout.number, "-c", holdout.configuration, "-p", holdout.plans, "-o", plans)
-        checkpoint = cell.folder / "transferred.pth"
-        cell.call(
-            "transfer", "nnunet-qa", "transfer", "-i", str(model), "-f", "0", *options, "--weights", str(checkpoint)
-        )
-        return {**self._first(cell, checkpoint, plans), "transfer_from": str(model)}
+        cell.call("transfer", "nnunet-qa", "transfer", "-i", str(model), "-f", "0", *options, "--overwrite")
+        (weights,) = (cell.folder / FOLDERS[1] / self.source.name).glob(f"{plans}_from_*.pth")
+        return {**self._first(cell, weights, plans), "transfer_from": str(model)}
 
     def _second(self, cell: Cell, chosen: list[str], start: str = INITIAL) -> dict[str, Any]:
         """Fine-tune the first model on S0 and what was chosen."""

@@ -65,8 +65,7 @@ def measure_cases(
         definition: whose formulas.
         median_size: see `nnunet_qa.quality.image_quality.image_quality`.
         channel: which channel is measured.
-        volumes: whether files are read as volumes; None for all endings but those of pictures (`Tiff3DIO` datasets
-            need True).
+        volumes: whether files are read as volumes; None for all endings but pictures' (`Tiff3DIO` datasets need True).
         jobs: processes.
         show_progress: draw a bar on the standard error stream.
 
@@ -94,9 +93,7 @@ def measure_cases(
         for case, paths in images.items()
     ]
     tables: Iterable[pd.DataFrame] = Parallel(n_jobs=jobs, return_as="generator")(calls)
-    if show_progress:
-        tables = track(tables, "measuring", len(calls))
-    table = pd.concat(list(tables), ignore_index=True)
+    table = pd.concat(list(track(tables, "measuring", len(calls)) if show_progress else tables), ignore_index=True)
     table["slice_index"] = table["slice_index"].astype("Int64")
     return table
 

@@ -28,7 +28,10 @@ _SMALLER_LUNG = 0.1  # of the voxels of the larger one; what is smaller is bowel
 
 
 class Roi(str, Enum):
-    """Where the region of interest comes from: a mask file, labels in a label file, or the image; or none at all."""
+    """Where the region of interest comes from: a mask file, labels of a label map, or the image; or the whole image.
+
+    `nonzero` is what is not 0, for images that were masked before.
+    """
 
     NONE = "none"
     MASK = "mask"

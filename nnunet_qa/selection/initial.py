@@ -66,17 +66,8 @@ def initial_set(
     names = _add_bounds(chosen, definition, quantiles)
     failures = _failures(chosen, names)
     candidates = chosen[[not failure for failure in failures]]
-    if candidates.empty:
-        raise SelectionError(
-            f"none of the {len(chosen)} images passes both thresholds ({_says(chosen, names)}); measure more images"
-            + (", or give higher quantiles" if definition is Definition.PAPER else "")
-        )
-    if target_size is not None and len(candidates) < target_size:
-        raise SelectionError(
-            f"{target_size} images were asked for, but only {len(candidates)} of {len(chosen)} pass both thresholds "
-            f"({_says(chosen, names)}); ask for fewer"
-            + (" or give higher quantiles" if definition is Definition.PAPER else "")
-        )
+    if len(candidates) < (target_size or 1):
+        raise SelectionError(_too_few(chosen, names, len(candidates), definition, target_size))
     sharpest = candidates.sort_values(
         ["blurriness", "case_id"], ascending=[definition is Definition.PAPER, True], kind="stable"
     )
@@ -180,6 +171,19 @@ def _says(chosen: pd.DataFrame, names: Mapping[str, str]) -> str:
         span = f"below {high:.4g}" if np.isnan(low) else f"from {low:.4g} to {high:.4g}"
         parts.append(f"{metric} {span}, {names[metric]}")
     return "; ".join(parts)
+
+
+def _too_few(
+    chosen: pd.DataFrame, names: Mapping[str, str], passed: int, definition: Definition, target_size: int | None
+) -> str:
+    hint = ", or give higher quantiles" if definition is Definition.PAPER else ""
+    says = f"({_says(chosen, names)})"
+    if not passed:
+        return f"none of the {len(chosen)} images passes both thresholds {says}; measure more images{hint}"
+    return (
+        f"{target_size} images were asked for, but only {passed} of {len(chosen)} pass both thresholds {says}; "
+        f"ask for fewer{hint}"
+    )
 
 
 def _distances(candidates: pd.DataFrame) -> np.ndarray:

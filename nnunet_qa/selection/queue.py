@@ -80,8 +80,8 @@ def write_queue(path: Path, queue: pd.DataFrame) -> None:
 def read_queue(path: Path) -> pd.DataFrame:
     """Read a `queue.csv`, a `minimal_set.csv` or an `initial_set.csv`, in the order of its rows.
 
-    Only the column `case_id` is needed. Where there is a column `selected`, as in `initial_set.csv`, which says why each
-    case was kept or dropped, only its rows that are true count.
+    Only the column `case_id` is needed. Where there is a column `selected`, as in `initial_set.csv`, which has a row
+    for every image, only the rows in which it is True count.
 
     Raises:
         SelectionError: the file is missing, empty or no CSV, has no column `case_id`, or a `selected` that is neither

@@ -13,7 +13,9 @@ from nnunet_qa.data.images import (
     check_finite,
     check_label_values,
     check_same_grid,
+    holds_volumes,
     label_values,
+    read_array,
     read_picture,
     read_volume,
     write_image,
@@ -107,6 +109,36 @@ def test_an_image_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(StorageError, match="the disk is full"):
         write_image(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "reader", "expected"),
+    [
+        (".png", None, False),
+        (".bmp", None, False),
+        (".tif", None, False),
+        (".tif", "NaturalImage2DIO", False),
+        (".tif", "Tiff3DIO", True),
+        (".tiff", None, True),
+        (".nii.gz", None, True),
+        (".nrrd", "SimpleITKIO", True),
+    ],
+)
+def test_whether_a_dataset_holds_volumes(ending: str, reader: str | None, expected: bool) -> None:
+    content = {"file_ending": ending} | ({} if reader is None else {"overwrite_image_reader_writer": reader})
+    assert holds_volumes(content) is expected
+
+
+def test_a_tiff_is_read_as_what_the_dataset_holds(tmp_path: Path) -> None:
+    import tifffile
+
+    stack = np.arange(210, dtype=np.uint8).reshape(5, 6, 7)
+    tifffile.imwrite(tmp_path / "a.tif", stack)
+    np.testing.assert_array_equal(read_array(tmp_path / "a.tif", volumes=True), stack)
+    with pytest.raises(ImageError, match="not a single 2D picture"):
+        read_array(tmp_path / "a.tif", volumes=False)
+    write_image(tmp_path / "b.png", stack[0])
+    np.testing.assert_array_equal(read_array(tmp_path / "b.png", volumes=False), stack[0])
 
 
 def test_finite() -> None:

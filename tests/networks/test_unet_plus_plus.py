@@ -150,6 +150,23 @@ def test_softmax_with_the_implicit_background_is_the_sigmoid() -> None:
     assert torch.allclose(two.softmax(1)[:, 1:], one.sigmoid())
 
 
+@pytest.mark.parametrize(("kind", "mebibytes"), [(PaperUNet, 135), (PaperUNetPlusPlus, 334)])
+def test_the_memory_that_the_docs_name(kind: Any, mebibytes: int) -> None:
+    """What autograd keeps of an image of 256×256, from one of 64×64."""
+    network = kind(implicit_background=True)
+    weights = {value.data_ptr() for value in network.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        _outputs = network(torch.randn(1, 1, 64, 64))
+    size = sum(value.untyped_storage().nbytes() for place, value in kept.items() if place not in weights)
+    assert 16 * size / 2**20 == pytest.approx(mebibytes, abs=2)
+
+
 def test_a_head_keeps_its_name_out_of_pretrained_weights() -> None:
     heads = [name for name in PaperUNetPlusPlus(features=SMALL).state_dict() if ".seg_layers." in name]
     assert heads == [f"decoder.seg_layers.{head}.{kind}" for head in range(4) for kind in ("weight", "bias")]

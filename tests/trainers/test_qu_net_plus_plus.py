@@ -73,6 +73,7 @@ def test_training_resumes_scores_and_predicts(
     model = Path(trainer.output_folder_base)
     stock.initialize_from_trained_model_folder(os.fspath(model), (0,))
     assert isinstance(stock.network, NestedUNet)
+    (tmp_path / "stock").mkdir()
     stock.predict_from_files_sequential(os.fspath(images), os.fspath(tmp_path / "stock"))
     options = ScoreOptions(processes=1, mirroring=False, entropy=True)
     written = score_folder(model, images, tmp_path / "ours", options, device=CPU, show_progress=False)
