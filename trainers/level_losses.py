@@ -13,6 +13,8 @@ from torch import nn
 
 from nnunet_qa.files import write_csv
 
+from .qa_semi_trainer import QAsemiTrainer
+
 FILE_NAME = "level_losses.csv"
 
 
@@ -59,3 +61,21 @@ def add_epoch(path: Path, epoch: int, part: str, losses: Sequence[float]) -> Non
         kept = old[(old["epoch"] < epoch) | ((old["epoch"] == epoch) & (old["part"] != part))]
         new = pd.concat([kept, new], ignore_index=True)
     write_csv(path, new.round(6))
+
+
+class LevelLossesTrainer(QAsemiTrainer):
+    """QAsemiTrainer that writes `level_losses.csv` where its loss is a LevelLosses; the base of QU-Net++'s trainers."""
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As nnU-Net's; adds the loss of each level to `level_losses.csv` (under DDP: of rank 0's batches)."""
+        super().on_train_epoch_end(train_outputs)
+        self._write_level_losses("train")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """As QAsemiTrainer's; adds the loss of each level to `level_losses.csv`."""
+        super().on_validation_epoch_end(val_outputs)
+        self._write_level_losses("validation")
+
+    def _write_level_losses(self, part: str) -> None:
+        if isinstance(self.loss, LevelLosses) and (losses := self.loss.collect()) and self.local_rank == 0:
+            add_epoch(Path(self.output_folder) / FILE_NAME, self.current_epoch, part, losses)

@@ -6,6 +6,8 @@ import sys
 import traceback
 from types import TracebackType
 
+import torch
+
 from nnunet_qa.errors import ModelError, NnunetQAError
 
 
@@ -32,8 +34,11 @@ def pretrained_weights_error(error: BaseException, trace: TracebackType | None) 
     file = next(
         (frame.f_locals["fname"] for frame in frames if frame.f_code.co_name == "load_pretrained_weights"), None
     )
-    if file is None or not isinstance(error, Exception):
+    out_of_memory = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))  # says nothing about the file
+    if file is None or not isinstance(error, Exception) or out_of_memory:
         return None
+    if isinstance(error, OSError):
+        return ModelError(f"{file}: the pretrained weights cannot be read ({error.strerror or error})")
     # nnU-Net's text names the key in its first sentence and then prints whole tensors
     reason = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
     if isinstance(error, AssertionError):

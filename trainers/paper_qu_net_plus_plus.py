@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -25,7 +24,7 @@ from nnunet_qa.losses.soft_dice import SoftDiceLoss
 from nnunet_qa.networks.unet_plus_plus import FEATURES, PaperUNet, PaperUNetPlusPlus
 
 from .affine import RandomAffine
-from .qa_semi_trainer import QAsemiTrainer
+from .level_losses import LevelLosses, LevelLossesTrainer
 
 RANGE = 0.2
 """The paper's "rotation, width, height and shear in range 0.2", read as radians and shares of the image's length.
@@ -34,7 +33,7 @@ Keras, whose names these are, takes rotation and shear in degrees; 0.2 degrees w
 """
 
 
-class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
+class PaperQUNetPlusPlusTrainer(LevelLossesTrainer):
     """The paper's U-Net++ and recipe, for 2d configurations.
 
     Attributes:
@@ -61,6 +60,8 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
         super().__init__(
             self._paper_plans(plans, configuration, dataset_json), configuration, fold, dataset_json, device
         )
+        # the paper draws whole images; under DDP nnU-Net shares out this number, so it is 0 on each rank
+        self.oversample_foreground_percent = 0.0
 
     @classmethod
     def _paper_plans(cls, plans: dict, configuration: str, dataset_json: dict) -> dict:
@@ -147,7 +148,7 @@ class PaperQUNetPlusPlusTrainer(QAsemiTrainer):
     def _build_loss(self) -> nn.Module:
         labels = self.label_manager
         loss = SoftDiceLoss(regions=labels.has_regions, ignore_label=labels.ignore_label)
-        return DeepSupervisionWrapper(loss, [1.0] * len(self._get_deep_supervision_scales()))
+        return LevelLosses(loss, [1.0] * len(self._get_deep_supervision_scales()))
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
         """No mirroring, in training and in prediction; patches as large as the network's input."""

@@ -32,6 +32,7 @@ from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepa
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import grouped_splits, read_splits, write_splits
 from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
+from nnunet_qa.files import replacing
 from nnunet_qa.inference.predictor import class_names
 from nnunet_qa.quality.disagreement import agreement_of_outputs
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
@@ -244,6 +245,14 @@ class QAsemiTrainer(nnUNetTrainer):
             if key in self.logger.local_logger.my_fantastic_logging:
                 self.print_to_log_file(key, np.round(self.logger.get_value(key, step=-1), decimals=4))
         super().on_epoch_end()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net's, in one step: a training killed while it saves can still go on from the checkpoint before."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        with replacing(Path(filename)) as temporary:
+            super().save_checkpoint(str(temporary))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net's; then scores validation cases and pool and writes `quality.csv` and the annotation queue."""

@@ -6,9 +6,9 @@ trained alike, so Q compares two outputs that were given the same chance.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -16,17 +16,16 @@ from torch import nn
 
 from nnunet_qa.config import HeadWeights
 from nnunet_qa.errors import ModelError
+from nnunet_qa.inference.predictor import unwrapped
 from nnunet_qa.networks.nested_unet import NestedUNet
 
-from .level_losses import FILE_NAME as LEVEL_LOSSES
-from .level_losses import LevelLosses, add_epoch
-from .qa_semi_trainer import QAsemiTrainer
+from .level_losses import LevelLosses, LevelLossesTrainer
 
 PLANNED = ("PlainConvUNet", "ResidualEncoderUNet")
 """Networks in the plans whose arguments NestedUNet takes."""
 
 
-class QUNetPlusPlusTrainer(QAsemiTrainer):
+class QUNetPlusPlusTrainer(LevelLossesTrainer):
     """QAsemiTrainer whose network is U-Net++; `head_weights: auto` weights all its outputs equally."""
 
     @staticmethod
@@ -57,6 +56,33 @@ class QUNetPlusPlusTrainer(QAsemiTrainer):
             deep_supervision=enable_deep_supervision,
         )
 
+    def initialize(self) -> None:
+        """As nnU-Net's; logs how much larger the feature maps are than those the plans were made for."""
+        super().initialize()
+        try:
+            factor = self._memory_factor()
+        except Exception as error:  # a hint is never worth a training
+            self.print_to_log_file(f"U-Net++: its memory cannot be compared with the planned network's ({error})")
+            return
+        self.print_to_log_file(
+            f"U-Net++: its feature maps take about {factor:.1f} times the memory that the plans were made for; if it "
+            "runs out, make smaller plans with `nnunet-qa plans --batch-size` or `--patch-size`"
+        )
+
+    def _memory_factor(self) -> float:
+        """Values in all feature maps of this network over those of the planned one."""
+        patch = self.configuration_manager.patch_size
+        with torch.device("meta"):  # no memory, no time, and no random numbers
+            planned = super().build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            )
+        network: Any = unwrapped(self.network)
+        return float(network.compute_conv_feature_map_size(patch) / planned.compute_conv_feature_map_size(patch))
+
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         if not self.enable_deep_supervision:
             return None
@@ -71,17 +97,3 @@ class QUNetPlusPlusTrainer(QAsemiTrainer):
             loss = DeepSupervisionWrapper(loss.loss, [1 / outputs] * outputs)
             self.print_to_log_file(f"U-Net++ instead: each of its {outputs} outputs has the weight {1 / outputs:.4f}")
         return LevelLosses(loss.loss, loss.weight_factors) if isinstance(loss, DeepSupervisionWrapper) else loss
-
-    def _write_level_losses(self, part: str) -> None:
-        if isinstance(self.loss, LevelLosses) and (losses := self.loss.collect()) and self.local_rank == 0:
-            add_epoch(Path(self.output_folder) / LEVEL_LOSSES, self.current_epoch, part, losses)
-
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """As nnU-Net's; adds the loss of each level to `level_losses.csv` (under DDP: of rank 0's batches)."""
-        super().on_train_epoch_end(train_outputs)
-        self._write_level_losses("train")
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """As QAsemiTrainer's; adds the loss of each level to `level_losses.csv`."""
-        super().on_validation_epoch_end(val_outputs)
-        self._write_level_losses("validation")

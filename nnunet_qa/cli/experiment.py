@@ -58,6 +58,10 @@ def qu_net_plus_plus(
     from nnunet_qa.experiments.qu_net_plus_plus import Protocol, QUNetPlusPlusExperiment
     from nnunet_qa.experiments.qu_net_plus_plus_report import write_report
 
+    if report_only and overwrite:
+        raise SelectionError("--overwrite deletes what --report-only reports; give one of them")
+    if roi in (Roi.MASK, Roi.LABELS):
+        raise SelectionError(f"--roi {roi.value} needs masks that an experiment does not have; see --help")
     set_up()
     protocol = Protocol(
         configuration=configuration,
@@ -69,20 +73,22 @@ def qu_net_plus_plus(
         roi=roi,
         test_folds=test_folds,
         validation_subjects=validation_subjects,
-        transfer_from=transfer_from.resolve() if transfer_from is not None else None,
+        transfer_from=transfer_from.absolute() if transfer_from is not None else None,
     )
     experiment = QUNetPlusPlusExperiment(
-        source=raw_dataset_folder(dataset).resolve(),
-        folder=output.resolve(),
+        source=raw_dataset_folder(dataset).absolute(),
+        folder=output.absolute(),
         protocol=protocol,
         device=chosen_device(device).type,
         jobs=jobs,
         threads=threads,
     )
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    experiment.runner.begin(overwrite=overwrite)
     if not report_only:
-        for cell in experiment.runner.run(_names(arms), _seeds(seeds)):
+        wanted, draws = _names(arms) or experiment.default_arms(), _seeds(seeds)
+        experiment.check(wanted, draws)
+        experiment.runner.begin(overwrite=overwrite)
+        for cell in experiment.runner.run(wanted, draws):
             console.print(f"{cell.arm}, seed {cell.seed}: {'done before' if cell.done else 'running'}", markup=False)
     report = write_report(experiment)
     Console(highlight=False, soft_wrap=True).print(report.read_text(encoding="utf-8"), markup=False)

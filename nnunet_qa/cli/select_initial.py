@@ -48,6 +48,10 @@ def initial(
     ),
     target_size: int | None = typer.Option(None, "--target-size", help="Keep so many; finds the epsilon."),
     channel: int = typer.Option(0, "--channel", min=0, help="Channel that is measured."),
+    offset: float = typer.Option(0.0, "--offset", help="Added to all intensities: 1024 for HU; none may be below 0."),
+    median_size: int | None = typer.Option(
+        None, "--median-size", min=1, help="Pixels of the median window. Default 3, of the reference code 20."
+    ),
     jobs: int = typer.Option(1, "--jobs", min=1, help="Processes."),
 ) -> None:
     """Choose the images to annotate first: sharp, clean, and no two alike. No model is needed.
@@ -59,17 +63,13 @@ def initial(
     from nnunet_qa.selection.initial import FIGURE_NAME, FILE_NAME, initial_set, write_initial_set
 
     settings, subjects = _images(dataset, folder, roi, masks)
-    measured = measure_cases(
-        **settings, roi=roi, labels=labels or (), definition=definition, channel=channel, jobs=jobs
-    )
-    table = initial_set(
-        measured,
-        definition=definition,
-        quantiles=quantiles,
-        epsilon=epsilon,
-        target_size=target_size,
-        subjects=subjects,
-    )
+    first = next(iter(settings["images"].values()))
+    each = "1 channel" if len(first) == 1 else f"{len(first)} channels"
+    _say(f"Measuring {len(settings['images'])} cases of {each} each in {first[0].parent}.")
+    how = {"definition": definition, "channel": channel, "offset": offset, "median_size": median_size, "jobs": jobs}
+    measured = measure_cases(**settings, roi=roi, labels=labels or (), **how)
+    limits = {"quantiles": quantiles, "epsilon": epsilon, "target_size": target_size}
+    table = initial_set(measured, definition=definition, subjects=subjects, **limits)
     write_initial_set(output / FILE_NAME, table)
     initial_set_picture(output / FIGURE_NAME, table, definition=definition)
     _show(table, output / FILE_NAME, output / FIGURE_NAME)
@@ -80,9 +80,11 @@ def _images(
 ) -> tuple[dict[str, Any], dict[str, str] | None]:
     """Which files are measured, as arguments of `measure_cases`, and the subjects of a dataset with a case table."""
     from nnunet_qa.cases import FILE_NAME, CaseTable
-    from nnunet_qa.data.existing import case_images, read_dataset_json
+    from nnunet_qa.data.existing import read_dataset_json
+    from nnunet_qa.data.images import holds_volumes
     from nnunet_qa.data.journal import refuse_unsettled
     from nnunet_qa.data.paths import raw_dataset_folder
+    from nnunet_qa.data.pool import case_files
     from nnunet_qa.quality.measure import images_in
 
     if (dataset is None) == (folder is None):
@@ -95,8 +97,10 @@ def _images(
     content = read_dataset_json(raw)
     ending = content["file_ending"]
     annotated = roi is Roi.LABELS and masks is None
-    images = {} if annotated else case_images(raw / "imagesUn", ending)
-    images = images or case_images(raw / "imagesTr", ending)
+    images: dict[str, list[Path]] = {}
+    for name in ("imagesTr",) if annotated else ("imagesUn", "imagesTr"):
+        if not images and (raw / name).is_dir():
+            images = case_files(raw / name, ending, len(content["channel_names"]))
     if not images:
         raise DatasetError(f"{raw}: neither imagesUn nor imagesTr holds an image with the ending {ending}")
     table = raw / FILE_NAME
@@ -104,7 +108,7 @@ def _images(
         "images": images,
         "file_ending": ending,
         "masks": raw / "labelsTr" if annotated else masks,
-        "volumes": True if content.get("overwrite_image_reader_writer") == "Tiff3DIO" else None,
+        "volumes": holds_volumes(content),
     }
     return settings, CaseTable.read(table).subjects() if table.is_file() else None
 
@@ -117,8 +121,11 @@ def _show(table: pd.DataFrame, path: Path, figure: Path) -> None:
     Console().print(shown)
     rest = f" (the first {_SHOWN} are shown)" if len(selected) > _SHOWN else ""
     alike = table["reason"].str.startswith(("dropped: within", "dropped: less sharp")).sum()
-    Console(stderr=True, soft_wrap=True, highlight=False).print(
+    _say(
         f"Wrote {path} and {figure}: {len(selected)} of {len(table)} images{rest}; {len(selected) + alike} passed both "
-        f"thresholds, epsilon {table['epsilon'].iloc[0]:.4g}.",
-        markup=False,
+        f"thresholds, epsilon {table['epsilon'].iloc[0]:.4g}."
     )
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)

@@ -27,7 +27,9 @@ def minimal(
     quality: Path = typer.Option(..., "-q", help="quality.csv of the pool, as `nnunet-qa score` writes it."),
     dataset: str | None = typer.Option(None, "-d", help="Dataset whose cases.csv gives the subjects and roles."),
     cases: Path | None = typer.Option(None, "--cases", help="A case table, instead of -d."),
-    q0: float | None = typer.Option(None, "--q0", help=f"Take cases with Q below it, in [0, 1]. Default {_Q0}."),
+    q0: float | None = typer.Option(
+        None, "--q0", help=f"Take cases with Q below it, in [0, 1]. Default {_Q0}, but none with -n alone."
+    ),
     q0_from: Path | None = typer.Option(
         None, "--q0-from", help="quality.csv of a training: choose q0 by its validation cases, whose Dice is known."
     ),
@@ -60,7 +62,7 @@ def minimal(
         raise DatasetError("--diverse looks at the images; give their dataset with -d")
     if q0_from is not None:
         q0 = q0_from_validation(read_quality(q0_from), failure=failure_dice)
-    elif q0 is None:
+    elif q0 is None and number is None:
         q0 = _Q0
     path = find_cases(dataset, cases)
     subjects = CaseTable.read(path) if path is not None else None
@@ -81,14 +83,15 @@ def minimal(
     )
     folder = output if output is not None else quality.parent
     write_minimal_set(folder / FILE_NAME, chosen)
-    picture = minimal_set_picture(folder / "minimal_set.png", table, chosen, q0=q0)
+    picture = minimal_set_picture(folder / "minimal_set.png", table, chosen, q0=q0, ranking=by)
     shown = Table("rank", "case", "subject", "Q", "reason", title=f"S_m: annotate these {len(chosen)}")
     for row in chosen.head(_SHOWN).itertuples(index=False):
         shown.add_row(str(row.rank), str(row.case_id), str(row.subject_id), f"{row.q:.4f}", str(row.reason))
     Console().print(shown)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     rest = f" (the first {_SHOWN} are shown)" if len(chosen) > _SHOWN else ""
-    console.print(f"q0 = {q0:.4g}. Wrote {folder / FILE_NAME}: {len(chosen)} cases{rest}, and {picture}.")
+    threshold = "" if q0 is None else f"q0 = {q0:g}. "
+    console.print(f"{threshold}Wrote {folder / FILE_NAME}: {len(chosen)} cases{rest}, and {picture}.")
 
 
 def _looks(dataset: str, cases: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

@@ -174,18 +174,21 @@ def refuse_unsettled(dataset_folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
     """Hold a folder against a second change at the same time; the system lets go when the process ends, however.
 
     Args:
         folder: the folder.
         wait: wait for another process to finish, instead of refusing.
 
+    Yields:
+        Descriptor of the lock; a child process that inherits it holds the folder too. None where locks are not known.
+
     Raises:
         DatasetError: another process holds it.
     """
     if fcntl is None:
-        yield
+        yield None
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -195,7 +198,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             raise DatasetError(f"{folder}: another process is changing this dataset; wait for its end") from error
         except OSError as error:  # some network disks know no locks
             logger.info("%s: cannot be locked: %s", folder, error)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -28,8 +28,14 @@ def environment_of(folder: Path, *, jobs: int, threads: int | None = None) -> di
     return {**os.environ, **own, EXT_TRAINER: trainer, **processes, **numeric}
 
 
-def run_command(command: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
+def run_command(command: Sequence[str], *, environment: Mapping[str, str], log: Path, lock: int | None = None) -> None:
     """Run one command; what it prints is appended to a log file.
+
+    Args:
+        command: program and arguments.
+        environment: of the command.
+        log: the log file.
+        lock: descriptor of a lock that the command is to hold too, so that it is held while an orphan goes on working.
 
     Raises:
         DependencyError: the command is not installed, or it ended with another status than 0.
@@ -41,6 +47,9 @@ def run_command(command: Sequence[str], *, environment: Mapping[str, str], log: 
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n$ {' '.join(command)}\n")
         output.flush()
-        done = subprocess.run([program, *command[1:]], stdout=output, stderr=output, env=environment, check=False)
+        held = () if lock is None else (lock,)
+        done = subprocess.run(
+            [program, *command[1:]], stdout=output, stderr=output, env=environment, pass_fds=held, check=False
+        )
     if done.returncode != 0:
         raise DependencyError(f"`{' '.join(command)}` ended with status {done.returncode}; see the end of {log}")

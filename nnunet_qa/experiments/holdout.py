@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import write_splits
 from nnunet_qa.environment import FOLDERS as VARIABLES
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, nearest
 from nnunet_qa.experiments.budget import Budget
 from nnunet_qa.experiments.commands import environment_of
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.files import make_folder, write_json, write_text
 
-PLANNED, OWN = "nnUNetPlans", "nnUNetPlansExperiment"
+PLANNED, OWN, PARTS = "nnUNetPlans", "nnUNetPlansExperiment", "parts.json"
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,32 @@ class Holdout:
             DatasetError: a case of the table has no image or label in the source.
             DependencyError: a command of nnU-Net failed.
         """
-        with locked(make_folder(self.folder), wait=True):
-            self._prepare()
+        with locked(make_folder(self.folder), wait=True) as lock:
+            self._check_parts()
+            self._prepare(lock)
 
-    def _prepare(self) -> None:
+    def _check_parts(self) -> None:
+        """The parts stay those of the first run, whatever happens to the case table of the source."""
+        path, parts = self.folder / PARTS, {name: list(cases) for name, cases in asdict(self.parts).items()}
+        if not path.is_file():
+            write_json(path, parts)
+        elif read_json(path) != parts:
+            raise DatasetError(
+                f"{self.source / CASES}: parts the subjects otherwise than when the experiment was begun ({path}); put "
+                "the table back, or start anew with --overwrite"
+            )
+
+    def _prepare(self, lock: int | None) -> None:
         self._link_raw()
-        cell = Cell("holdout", 0, self.folder, environment_of(self.folder, jobs=self.jobs))
+        cell = Cell("holdout", 0, self.folder, environment_of(self.folder, jobs=self.jobs), lock)
         jobs = ("-np", str(self.jobs), "-npfp", str(self.jobs))
         cell.call("plan", "nnUNetv2_plan_and_preprocess", "-d", self.number, "-c", self.configuration, *jobs)
+        planned = read_json(self.folder / VARIABLES[1] / self.source.name / f"{PLANNED}.json")["configurations"]
+        if self.configuration not in planned:
+            raise DatasetError(
+                f'{self.source}: nnU-Net plans no configuration "{self.configuration}" for this dataset'
+                f"{nearest(self.configuration, planned)}; it plans {', '.join(planned)}"
+            )
         if self.plans != PLANNED:
             cell.call(
                 "plans", "nnunet-qa", "plans", "-d", self.number, "-c", self.configuration, "-o", OWN, *self._size()

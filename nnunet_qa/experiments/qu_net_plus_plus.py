@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable, Role
-from nnunet_qa.config import ENVIRONMENT_VARIABLE
+from nnunet_qa.data.paths import read_json
 from nnunet_qa.environment import FOLDERS
-from nnunet_qa.errors import DatasetError, SelectionError
+from nnunet_qa.errors import DatasetError, ModelError, SelectionError
 from nnunet_qa.evaluation.per_image import evaluate_images
+from nnunet_qa.evaluation.segmentation import foreground_classes
 from nnunet_qa.experiments.budget import Budget
 from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
 from nnunet_qa.experiments.runner import Arm, Cell, Runner
-from nnunet_qa.files import write_csv, write_text
+from nnunet_qa.experiments.training import Training
+from nnunet_qa.files import write_csv, write_json
 from nnunet_qa.quality.measure import measure_cases
 from nnunet_qa.quality.roi import Roi
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
@@ -48,7 +49,7 @@ class Protocol:
         budget: size of the trainings.
         q0: a case of the pool with Q below it goes into S_m.
         failure_dice: Dice below which a validation case has failed, for the arm that chooses q0 by validation.
-        annotated: part of the pool that may be annotated in all, S0 and S_m together, and by the random arms, in (0, 1].
+        annotated: part of the pool, in (0, 1], that may be annotated: S0 and S_m together, or at random.
         initial_size: cases in S0.
         roi: region of interest of the image quality.
         test_folds: see `part_subjects`.
@@ -99,52 +100,68 @@ class QUNetPlusPlusExperiment:
     def runner(self) -> Runner:
         """The runner with all arms."""
         settings = {"experiment": "qu-net-plus-plus", "source": self.source, **self.protocol.settings()}
-        arms = tuple(self._arms())
-        return Runner(self.folder, settings, arms, jobs=self.jobs, threads=self.threads)
+        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs, threads=self.threads)
+
+    def default_arms(self) -> list[str]:
+        """All arms that can be run: those of transfer only where there is a model to start from."""
+        transfer = () if self.protocol.transfer_from is not None else (TRANSFER_INITIAL, TRANSFER)
+        return [arm.name for arm in self.runner.arms if arm.name not in transfer]
+
+    def check(self, arms: Sequence[str] | None, seeds: Sequence[int]) -> None:
+        """Refuse, before anything is written, what could not be run to its end.
+
+        Raises:
+            NnunetQAError: the parts cannot be made, an arm is unknown, or the model to start from does not fit.
+        """
+        names = [arm.name for arm in self.runner.chosen(arms)]
+        for seed in seeds:
+            self._parts(seed)
+        model = self.protocol.transfer_from
+        if TRANSFER_INITIAL not in names:
+            return
+        if model is None:
+            raise SelectionError("the transfer arms need a trained model to start from; name it with --transfer-from")
+        trainer = self.protocol.budget.unet_plus_plus
+        if not (model / "fold_0" / "checkpoint_final.pth").is_file() or not model.name.startswith(f"{trainer}__"):
+            raise ModelError(
+                f"{model}: holds no fold 0 trained with {trainer}; --transfer-from takes such a model folder"
+            )
 
     def _arms(self) -> list[Arm]:
-        budget, from_initial = self.protocol.budget, (INITIAL, REFERENCE)
+        budget = self.protocol.budget
 
-        def like(name: str, choose: Callable[[Cell], list[str]], title: str) -> Arm:
-            return Arm(name, lambda cell: self._second(cell, choose(cell)), from_initial, title)
+        def chosen(name: str, choose: Callable[[Cell], list[str]], title: str) -> Arm:
+            return Arm(name, lambda cell: self._second(cell, choose(cell)), (INITIAL, REFERENCE), title)
+
+        def ranked(name: str, ranking: Ranking, title: str) -> Arm:
+            return chosen(name, lambda cell: self._same_size(cell, ranking=ranking), title)
 
         arms = [
             Arm("unet_random", lambda cell: self._random(cell, budget.unet), (), "U-net, random"),
             Arm("unet_plus_plus_random", lambda cell: self._random(cell, budget.unet_plus_plus), (), "U-net++, random"),
             Arm(INITIAL, self._first, (), "U-net++ on S0 alone"),
-            Arm(REFERENCE, lambda cell: self._second(cell, self._lowest_q(cell)), (INITIAL,), "QU-net++"),
-            like("random_same_size", self._any, "S0 + random, same size"),
-            like("foreground_random", self._with_foreground, "S0 + foreground-aware random, same size"),
-            like(
-                "entropy",
-                lambda cell: self._same_size(cell, ranking=Ranking.ENTROPY),
-                "S0 + highest entropy, same size",
-            ),
+            Arm(REFERENCE, self._reference, (INITIAL,), "QU-net++"),
+            chosen("random_same_size", self._any, "S0 + random, same size"),
+            chosen("foreground_random", self._with_foreground, "S0 + foreground-aware random, same size"),
+            ranked("entropy", Ranking.ENTROPY, "S0 + highest entropy, same size"),
             Arm("full", self._full, (), "U-net++, full set"),
-            like(
-                "worst_class", lambda cell: self._same_size(cell, ranking=Ranking.WORST_CLASS), "QU-net++, Q per class"
+            chosen(
+                "replicate",
+                lambda cell: self.runner.cell(REFERENCE, cell.seed).result()["s_m"],
+                "QU-net++, trained again",
             ),
-            like("size", lambda cell: self._same_size(cell, ranking=Ranking.SIZE), "QU-net++, Q weighted by size"),
-            like("diverse", lambda cell: self._same_size(cell, diverse=True), "QU-net++, diverse"),
-            Arm(
-                "q0_validation",
-                lambda cell: self._second(cell, self._lowest_q(cell, validated=True)),
-                (INITIAL,),
-                "QU-net++, q0 from validation",
-            ),
+            ranked("worst_class", Ranking.WORST_CLASS, "QU-net++, Q per class"),
+            ranked("size", Ranking.SIZE, "QU-net++, Q weighted by size"),
+            chosen("diverse", lambda cell: self._same_size(cell, diverse=True), "QU-net++, diverse"),
+            Arm("q0_validation", self._with_validated_q0, (INITIAL,), "QU-net++, q0 from validation"),
+            Arm(TRANSFER_INITIAL, self._first_transferred, (), "U-net++ on S0, transferred weights"),
+            Arm(TRANSFER, self._transferred, (TRANSFER_INITIAL,), "QU-net++, transferred weights"),
         ]
-        if self.protocol.transfer_from is not None:
-            arms.append(Arm(TRANSFER_INITIAL, self._first_transferred, (), "U-net++ on S0, transferred weights"))
-            transferred = (TRANSFER_INITIAL,)
-            arms.append(
-                Arm(
-                    TRANSFER,
-                    lambda cell: self._second(cell, self._lowest_q(cell, TRANSFER_INITIAL), TRANSFER_INITIAL),
-                    transferred,
-                    "QU-net++, transferred weights",
-                )
-            )
-        return arms
+        # with one class, the worst class is the only one
+        return [arm for arm in arms if arm.name != "worst_class" or self._classes() > 1]
+
+    def _classes(self) -> int:
+        return len(foreground_classes(read_json(self.source / "dataset.json")["labels"]))
 
     def holdout(self, seed: int) -> Holdout:
         """The parts of one seed; nothing is written."""
@@ -157,6 +174,8 @@ class QUNetPlusPlusExperiment:
     def _parts(self, seed: int) -> Parts:
         table = CaseTable.read(self.source / CASES)
         annotated = set(table.case_ids(Role.LABELLED))
+        if not annotated:
+            raise DatasetError(f"{self.source / CASES}: no case is labelled; the experiment needs annotated cases")
         subjects = {case: subject for case, subject in table.subjects().items() if case in annotated}
         protocol = self.protocol
         parts = part_subjects(
@@ -190,18 +209,35 @@ class QUNetPlusPlusExperiment:
         chosen = self._by_image_quality(cell)
         trainer = self.protocol.budget.unet_plus_plus
         result = self._train_and_test(cell, chosen, trainer, 1, weights=weights, plans=plans)
-        self._score(cell, "imagesTr", trainer, result["plans"], "--entropy")
+        self._score_pool(cell, trainer, result["plans"])
         return result
 
     def _first_transferred(self, cell: Cell) -> dict[str, Any]:
-        holdout, plans = self.holdout(cell.seed), "nnUNetPlansTransfer"
+        holdout, plans, model = self.holdout(cell.seed), "nnUNetPlansTransfer", str(self.protocol.transfer_from)
         holdout.prepare()
+        source = cell.folder / "transfer.json"
+        if source.is_file() and read_json(source)["transfer_from"] != model:
+            raise ModelError(
+                f"{source}: this cell was begun with other weights; give the same --transfer-from as before"
+            )
+        write_json(source, {"transfer_from": model})
         holdout.populate(cell, ())
-        model = self.protocol.transfer_from
         options = ("-d", holdout.number, "-c", holdout.configuration, "-p", holdout.plans, "-o", plans)
-        cell.call("transfer", "nnunet-qa", "transfer", "-i", str(model), "-f", "0", *options, "--overwrite")
+        cell.call("transfer", "nnunet-qa", "transfer", "-i", model, "-f", "0", *options, "--overwrite")
         (weights,) = (cell.folder / FOLDERS[1] / self.source.name).glob(f"{plans}_from_*.pth")
-        return {**self._first(cell, weights, plans), "transfer_from": str(model)}
+        return {**self._first(cell, weights, plans), "transfer_from": model}
+
+    def _reference(self, cell: Cell) -> dict[str, Any]:
+        return self._second(cell, self._lowest_q(cell, self.protocol.q0))
+
+    def _with_validated_q0(self, cell: Cell) -> dict[str, Any]:
+        q0 = self._validated_q0(cell.seed)
+        used = self.protocol.q0 if q0 is None else q0
+        return {**self._second(cell, self._lowest_q(cell, used)), "q0": used, "q0_was_chosen": q0 is not None}
+
+    def _transferred(self, cell: Cell) -> dict[str, Any]:
+        chosen = self._lowest_q(cell, self.protocol.q0, TRANSFER_INITIAL)
+        return self._second(cell, chosen, TRANSFER_INITIAL)
 
     def _second(self, cell: Cell, chosen: list[str], start: str = INITIAL) -> dict[str, Any]:
         """Fine-tune the first model on S0 and what was chosen."""
@@ -209,9 +245,8 @@ class QUNetPlusPlusExperiment:
         earlier = first.result()
         weights = self.model_of(first) / "fold_0" / "checkpoint_final.pth"
         cases = [*earlier["train"], *chosen]
-        self.holdout(cell.seed).populate(cell, cases, first)
-        result = self._train_and_test(cell, cases, earlier["trainer"], 1, weights=weights, plans=earlier["plans"])
-        return {**result, "s_m": chosen}
+        how: dict[str, Any] = {"weights": weights, "plans": earlier["plans"], "earlier": first}
+        return {**self._train_and_test(cell, cases, earlier["trainer"], 1, **how), "s_m": chosen}
 
     # ------------------------------------------------------------------ choices
 
@@ -237,32 +272,26 @@ class QUNetPlusPlusExperiment:
         left = set(self.holdout(seed).parts.pool) - set(first.result()["train"])
         return table[table["case_id"].isin(left)]
 
-    def _lowest_q(self, cell: Cell, start: str = INITIAL, *, validated: bool = False) -> list[str]:
-        """S_m of Algorithm 1, lowest Q first where more cases lie below q0 than may be annotated."""
-        q0 = self._validated_q0(cell.seed) if validated else self.protocol.q0
-        number = self._allowed(cell.seed) - self.protocol.initial_size
-        try:
-            chosen = minimal_set(self._pool_scores(cell.seed, start), q0=q0, number=number)
-        except SelectionError:  # the first model agrees with itself everywhere: nothing is worth annotating
+    def _lowest_q(self, cell: Cell, q0: float, start: str = INITIAL) -> list[str]:
+        """S_m of Algorithm 1, lowest Q first where more cases lie below q0 than may be annotated; it may be empty."""
+        scores = self._pool_scores(cell.seed, start)
+        if not (scores["q"] < q0).any():  # the first model agrees with itself everywhere
             return []
+        chosen = minimal_set(scores, q0=q0, number=self._allowed(cell.seed) - self.protocol.initial_size)
         write_minimal_set(cell.folder / "minimal_set.csv", chosen)
         return chosen["case_id"].tolist()
 
-    def _validated_q0(self, seed: int) -> float:
-        first = self.runner.cell(INITIAL, seed)
-        table = read_quality(first.folder / "imagesTr" / QUALITY)
-        validation = table[table["case_id"].isin(self.holdout(seed).parts.validation)]
-        holdout = self.holdout(seed)
-        truth = evaluate_images(
-            first.folder / "imagesTr", holdout.raw / "labelsTr", holdout.parts.validation, holdout.dataset_json
-        )
+    def _validated_q0(self, seed: int) -> float | None:
+        """q0 by the first model's Dice on validation cases; None where they are all failures or all successes."""
+        first, holdout = self.runner.cell(INITIAL, seed), self.holdout(seed)
+        cases, folder = holdout.parts.validation, first.folder / "imagesTr"
+        truth = evaluate_images(folder, holdout.raw / "labelsTr", cases, holdout.dataset_json)
         dice = truth.groupby("case_id")["dice"].mean()
-        try:
-            return q0_from_validation(
-                validation.assign(dice=validation["case_id"].map(dice)), failure=self.protocol.failure_dice
-            )
-        except SelectionError:  # no failure, or nothing but failures
-            return self.protocol.q0
+        table = read_quality(folder / QUALITY)
+        table = table[table["case_id"].isin(cases)]
+        if (dice < self.protocol.failure_dice).nunique() < 2:
+            return None
+        return q0_from_validation(table.assign(dice=table["case_id"].map(dice)), failure=self.protocol.failure_dice)
 
     def _size(self, seed: int) -> int:
         return len(self.runner.cell(REFERENCE, seed).result()["s_m"])
@@ -310,22 +339,16 @@ class QUNetPlusPlusExperiment:
         *,
         weights: Path | None = None,
         plans: str | None = None,
+        earlier: Cell | None = None,
     ) -> dict[str, Any]:
-        holdout, budget = self.holdout(cell.seed), self.protocol.budget
-        plans = plans or holdout.plans
+        holdout = self.holdout(cell.seed)
         holdout.prepare()
-        holdout.populate(cell, train)
-        write_text(cell.folder / "qa.yaml", _settings(budget, stages))
-        environment = dict(cell.environment) | {ENVIRONMENT_VARIABLE: str(cell.folder / "qa.yaml")}
-        cell = Cell(cell.arm, cell.seed, cell.folder, environment)
-        model = self._model(cell, trainer, plans)
-        how = ["-tr", trainer, "-p", plans, "-device", self.device]
-        if (model / "fold_0" / "checkpoint_latest.pth").is_file():
-            how.append("--c")
-        elif weights is not None:
-            how += ["-pretrained_weights", str(weights)]
-        cell.call("train", "nnUNetv2_train", holdout.number, holdout.configuration, "0", *how)
-        self._predict(cell, trainer, plans)
+        training = self._training(cell, trainer, plans or holdout.plans)
+        training.train(train, stages=stages, weights=weights, earlier=earlier)
+        if trainer == self.protocol.budget.unet:  # nothing reads its Q, and the paper's U-net has none
+            training.predict("imagesTs")
+        else:
+            training.score("imagesTs")
         truth = evaluate_images(
             cell.folder / "imagesTs", holdout.raw / "labelsTs", holdout.parts.test, holdout.dataset_json
         )
@@ -333,39 +356,23 @@ class QUNetPlusPlusExperiment:
         write_csv(cell.folder / METRICS, truth)
         return {
             "trainer": trainer,
-            "plans": plans,
+            "plans": training.plans,
             "train": train,
             "pool": len(holdout.parts.pool),
             "test": len(holdout.parts.test),
         }
 
-    def _predict(self, cell: Cell, trainer: str, plans: str) -> None:
-        """Predict the test images, with Q where the network has two outputs."""
-        holdout = self.holdout(cell.seed)
-        if trainer == "PaperQUNetTrainer":  # one output: no Q, so nnU-Net's own command
-            images, output = str(holdout.raw / "imagesTs"), str(cell.folder / "imagesTs")
-            what = ("-d", holdout.number, "-c", holdout.configuration, "-f", "0", "-tr", trainer, "-p", plans)
-            tta = () if self.protocol.budget.mirroring else ("--disable_tta",)
-            cell.call("predict", "nnUNetv2_predict", "-i", images, "-o", output, *what, "-device", self.device, *tta)
-        else:
-            self._score(cell, "imagesTs", trainer, plans)
+    def _score_pool(self, cell: Cell, trainer: str, plans: str) -> None:
+        self._training(cell, trainer, plans).score("imagesTr", "--entropy")
 
-    def _score(self, cell: Cell, images: str, trainer: str, plans: str, *more: str) -> None:
+    def _training(self, cell: Cell, trainer: str, plans: str) -> Training:
         holdout = self.holdout(cell.seed)
-        folders = ("-i", str(holdout.raw / images), "-o", str(cell.folder / images))
-        model = ("-d", holdout.number, "-c", holdout.configuration, "-f", "0", "-tr", trainer, "-p", plans)
-        tta = () if self.protocol.budget.mirroring else ("--disable_tta",)
-        how = ("-device", self.device, "--jobs", str(self.jobs), *tta, *more)
-        cell.call(f"score-{images}", "nnunet-qa", "score", *folders, *model, *how)
+        return Training(cell=cell, holdout=holdout, trainer=trainer, plans=plans, device=self.device, jobs=self.jobs)
 
     def model_of(self, cell: Cell) -> Path:
         """Model folder of a cell that is done."""
         record = cell.result()
-        return self._model(cell, record["trainer"], record["plans"])
-
-    def _model(self, cell: Cell, trainer: str, plans: str) -> Path:
-        name = f"{trainer}__{plans}__{self.protocol.configuration}"
-        return cell.folder / FOLDERS[2] / self.source.name / name
+        return self._training(cell, record["trainer"], record["plans"]).model
 
 
 def _first_set(table: pd.DataFrame, size: int) -> pd.DataFrame:
@@ -380,14 +387,3 @@ def _first_set(table: pd.DataFrame, size: int) -> pd.DataFrame:
         except SelectionError as error:
             failure = error
     raise failure
-
-
-def _settings(budget: Budget, stages: int) -> str:
-    """`qa.yaml` of one training."""
-    training = {
-        "epochs": budget.epochs(stages),
-        "iterations_per_epoch": budget.iterations_per_epoch,
-        "val_iterations_per_epoch": budget.val_iterations_per_epoch,
-        "initial_lr": budget.initial_lr,
-    }
-    return yaml.safe_dump({"training": training, "scoring": {"every_epoch": False, "final": False}})

@@ -27,10 +27,10 @@ def choices(experiment: QUNetPlusPlusExperiment) -> pd.DataFrame:
     """Look at S_m of every arm that starts from the first model, and at the whole rest of the pool.
 
     Returns:
-        One row a seed and arm (`pool` for the whole rest): number of `cases`, `subjects` among them, part `with_foreground`,
-        mean `q`, mean `dice` of the first model on them, `distance` (mean distance of a thumbnail to the nearest of the
-        others, larger is more diverse); for the pool also `below_q0`, the part with Q below q0, `empty`, the part on
-        which the first model predicts nothing, and `spearman` of Q and Dice.
+        One row a seed and arm (`pool` for the whole rest): number of `cases`, `subjects` among them, the part
+        `with_foreground`, mean `q`, mean `dice` of the first model on them, `distance` (mean distance of a thumbnail
+        to the nearest of the others, larger is more diverse). For the pool also `below_q0`, the part with Q below q0,
+        `empty`, the part on which the first model predicts nothing, and `spearman` of Q and Dice.
     """
     rows: list[dict[str, Any]] = []
     for first in experiment.runner.done([INITIAL]):

@@ -15,7 +15,14 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunet_qa.errors import SelectionError
 from nnunet_qa.evaluation.paired import compare
 from nnunet_qa.evaluation.per_image import ALL, summarise_images
-from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, METRICS, REFERENCE, QUNetPlusPlusExperiment
+from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value
+from nnunet_qa.experiments.qu_net_plus_plus import (
+    INITIAL,
+    METRICS,
+    REFERENCE,
+    TRANSFER_INITIAL,
+    QUNetPlusPlusExperiment,
+)
 from nnunet_qa.experiments.qu_net_plus_plus_choices import choices, choices_table
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
@@ -31,6 +38,8 @@ from nnunet_qa.reports.segmentation_figures import (
     level_outputs_picture,
 )
 
+ONE_STAGE = (INITIAL, TRANSFER_INITIAL)
+"""Arms that were trained for half as long as the others."""
 _PAPER = {"precision": "Pr", "recall": "Re", "jaccard": "J", "dice": "D", "accuracy": "Acc"}
 _SHOWN = 4
 
@@ -53,9 +62,10 @@ def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
     results = pd.DataFrame([_result(cell, rows) for cell in cells for rows in [_images(cell)]])
     write_csv(folder / "per_image.csv", images.round(6))
     write_csv(folder / "results.csv", results.round(6))
-    parts = [f"# QU-net++ on {experiment.source.name}", "## Table I", _table(results, titles, experiment.runner)]
-    comparison = _comparison(images, results)
-    if comparison is not None:
+    parts = [f"# QU-net++ on {experiment.source.name}", "## Table I", _table(results, titles, experiment)]
+    compared = _comparison(images)
+    if compared:
+        comparison = pd.concat(compared, ignore_index=True)
         write_csv(folder / "comparison.csv", comparison.round(6))
         parts += [f"## Dice of each arm against {titles[REFERENCE]}", _comparison_table(comparison, titles)]
     looked_at = choices(experiment)
@@ -92,57 +102,67 @@ def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _table(results: pd.DataFrame, titles: dict[str, str], runner: Any) -> str:
+def _table(results: pd.DataFrame, titles: dict[str, str], experiment: QUNetPlusPlusExperiment) -> str:
     """Table I: mean (SD) over the draws."""
-    names = [arm.name for arm in runner.arms if arm.name in set(results["arm"])]
+    stage = experiment.protocol.budget.iterations
     rows = []
-    for name in names:
-        rows_of = results[results["arm"] == name]
-        counts = f"{rows_of['annotated'].mean():.0f}/{rows_of['test'].mean():.0f}"
-        paper = [mean_sd(rows_of[metric]) for metric in _PAPER]
-        more = [mean_sd(rows_of["dice_foreground"]), mean_sd(rows_of["dice_pooled"])]
-        rows.append([titles[name], counts, str(len(rows_of)), *paper, *more])
-    heads = ["Arm", "#Train/#Test", "Draws", *_PAPER.values(), "D, with foreground", "D, pooled"]
+    for name in (arm.name for arm in experiment.runner.arms if arm.name in set(results["arm"])):
+        part = results[results["arm"] == name]
+        counts = f"{part['annotated'].mean():.0f}/{part['test'].mean():.0f}"
+        draws = ", ".join(map(str, sorted(part["seed"])))
+        steps = str(stage if name in ONE_STAGE else 2 * stage)
+        more = [mean_sd(part["dice_foreground"]), mean_sd(part["dice_pooled"])]
+        rows.append([titles[name], counts, draws, steps, *(mean_sd(part[metric]) for metric in _PAPER), *more])
+    heads = ["Arm", "#Train/#Test", "Draws", "Steps", *_PAPER.values(), "D, with foreground", "D, pooled"]
     note = (
         "Mean (SD over draws) of the mean over the test images; an image without foreground counts 1 when it was "
         "rightly left empty. `D, with foreground` leaves those out, `D, pooled` counts the voxels of all images "
-        "together. #Train is the number of annotated pool images, averaged over the draws."
+        "together. #Train is the number of annotated pool images, averaged over the draws. Each draw has its own test "
+        "subjects, so rows with other draws do not compare; the next table pairs them. Steps are all steps of the "
+        "optimiser; nnU-Net draws no seed for them, so a training that is repeated gives other figures (see "
+        f'"{titles["replicate"]}").'
     )
     return f"{markdown_table(heads, rows)}\n\n{note}"
 
 
-def _comparison(images: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame | None:
-    """Each arm against QU-net++ on the seeds that both have; None where QU-net++ or all others are missing."""
+def _comparison(images: pd.DataFrame) -> list[pd.DataFrame]:
+    """Each arm against QU-net++, on the draws that both have; of an arm of half the steps nothing can be said."""
     dice = images.groupby(["arm", "seed", "subject_id", "case_id"], as_index=False, sort=False)["dice"].mean()
-    seeds = {arm: set(rows["seed"]) for arm, rows in results.groupby("arm")}
-    if REFERENCE not in seeds or len(seeds) < 2:
-        return None
-    complete = {arm for arm, own in seeds.items() if own >= seeds[REFERENCE]}
-    kept = dice[dice["arm"].isin(complete) & dice["seed"].isin(seeds[REFERENCE])]
-    if len(complete) < 2:
-        return None
-    return compare(kept, reference=REFERENCE, metric="dice", rng=np.random.default_rng(0))
+    seeds = {str(arm): set(rows["seed"]) for arm, rows in dice.groupby("arm", sort=False)}
+    base = seeds.get(REFERENCE, set())
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for arm, own in seeds.items():
+        if arm not in (REFERENCE, *ONE_STAGE) and own & base:
+            groups.setdefault(tuple(sorted(own & base)), []).append(arm)
+    tables = []
+    for draws, arms in groups.items():  # tests are adjusted over the arms that share their draws
+        kept = dice[dice["arm"].isin([REFERENCE, *arms]) & dice["seed"].isin(draws)]
+        table = compare(kept, reference=REFERENCE, metric="dice", rng=np.random.default_rng(0))
+        tables.append(table.assign(draws=", ".join(map(str, draws))))
+    return tables
 
 
 def _comparison_table(table: pd.DataFrame, titles: dict[str, str]) -> str:
     rows = [
         [
             titles[row.arm],
+            row.draws,
             f"{row.difference:+.3f}",
             f"{row.low:+.3f} to {row.high:+.3f}",
             f"{row.p_wilcoxon:.3f} ({row.p_wilcoxon_holm:.3f})",
             f"{row.p_t:.3f} ({row.p_t_holm:.3f})",
             f"{row.seeds_better} of {row.seeds}",
+            f"{row.subjects}/{row.pairs}",
         ]
         for row in table.itertuples()
     ]
-    heads = ["Arm", "Difference in Dice", "95 % interval", "p Wilcoxon (Holm)", "p t-test (Holm)", "Better in draws"]
-    first = table.iloc[0]
+    heads = ["Arm", "Draws", "Difference in Dice", "95 % interval", "p Wilcoxon (Holm)", "p t-test (Holm)"]
     note = (
-        f"Arm minus QU-net++ over the same {first['pairs']} images of {first['subjects']} subjects: above 0 the arm is "
-        "better. Intervals draw subjects, tests take one number a subject."
+        "Arm minus QU-net++ over the same images of the same draws: above 0 the arm is better. Intervals draw "
+        "subjects, tests take one number a subject; neither knows how much a repeated training differs, which "
+        f'"{titles["replicate"]}" shows: the same images from the same first weights.'
     )
-    return f"{markdown_table(heads, rows)}\n\n{note}"
+    return f"{markdown_table([*heads, 'Better in draws', 'Subjects/pairs'], rows)}\n\n{note}"
 
 
 def _figures(
@@ -196,6 +216,7 @@ def _panel(experiment: QUNetPlusPlusExperiment, cell: Cell, row: Any) -> ErrorPa
         prediction=holdout.labels(cell.folder / "imagesTs" / f"{row.case_id}{ending}"),
         truth=holdout.labels(holdout.label(row.case_id)),
         dice=row.dice,
+        ignore=ignore_value(holdout.dataset_json["labels"]),
     )
 
 
@@ -205,14 +226,27 @@ def _has_levels(experiment: QUNetPlusPlusExperiment, cell: Cell) -> bool:
 
 def _draw_levels(experiment: QUNetPlusPlusExperiment, cell: Cell, case: str, path: Path) -> None:
     predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
+        use_mirroring=experiment.protocol.budget.mirroring,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(str(experiment.model_of(cell)), (0,), "checkpoint_final.pth")
     holdout = experiment.holdout(cell.seed)
     levels: Sequence[np.ndarray] = level_segmentations(predictor, holdout.images(case))
     quality = read_quality(cell.folder / "imagesTs" / QUALITY).set_index("case_id")["q"]
     image, truth = holdout.image(case), holdout.labels(holdout.label(case))
-    level_outputs_picture(path, image, levels, truth, title=case, q=float(quality[case]))
+    labels = holdout.dataset_json["labels"]
+    level_outputs_picture(
+        path,
+        image,
+        levels,
+        truth,
+        title=case,
+        q=float(quality[case]),
+        classes=foreground_classes(labels),
+        ignore=ignore_value(labels),
+    )
 
 
 def _machines(cells: Sequence[Cell]) -> str:

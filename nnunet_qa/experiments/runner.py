@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Cell:
         seed: which draw, from 0.
         folder: where everything of this cell lies.
         environment: environment of its commands; nnU-Net's folders lie in the cell's.
+        lock: descriptor of the lock on the folder, which its commands hold too.
     """
 
     arm: str
     seed: int
     folder: Path
     environment: Mapping[str, str]
+    lock: int | None = None
 
     @property
     def done(self) -> bool:
@@ -66,7 +68,8 @@ class Cell:
         Raises:
             DependencyError: it failed.
         """
-        self.step(name, lambda: run_command(command, environment=self.environment, log=self.folder / "log.txt"))
+        log = self.folder / "log.txt"
+        self.step(name, lambda: run_command(command, environment=self.environment, log=log, lock=self.lock))
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,10 @@ class Runner:
                 cell = self.cell(arm.name, seed)
                 yield cell
                 make_folder(cell.folder)
-                with locked(cell.folder, wait=True):
+                with locked(cell.folder, wait=True) as lock:
                     if not cell.done:
                         start = time.monotonic()
-                        result = arm.run(cell)
+                        result = arm.run(replace(cell, lock=lock))
                         took = round(time.monotonic() - start, 1)
                         write_json(cell.folder / DONE, {**result, "seconds": took, "machine": machine()})
 

@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
 from nnunet_qa.data.images import holds_volumes
+from nnunet_qa.errors import ModelError
 from nnunet_qa.inference.predictor import deep_supervision_on, unwrapped
 from nnunet_qa.quality.disagreement import resize_output
 
@@ -43,8 +44,13 @@ def level_segmentations(predictor: nnUNetPredictor, images: Sequence[Path]) -> l
         output last, as the paper counts its levels.
 
     Raises:
-        ModelError: the network has fewer than two outputs.
+        ModelError: the network has fewer than two outputs, or needs a previous stage's segmentation as well.
     """
+    if (previous := predictor.configuration_manager.previous_stage_name) is not None:
+        raise ModelError(
+            f"the model also needs the segmentation of the previous stage ({previous}), which is not given here; take "
+            "the levels of a model outside the cascade"
+        )
     given = predictor.network
     network = unwrapped(given).to(predictor.device).eval()
     network.load_state_dict(predictor.list_of_parameters[0])
@@ -59,7 +65,8 @@ def level_segmentations(predictor: nnUNetPredictor, images: Sequence[Path]) -> l
         try:
             for index in reversed(range(levels)):
                 predictor.network = _Level(network, index)
-                logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data)).cpu()
+                # nnU-Net's own, for a QAPredictor's returns the finest output and looks for its switch itself
+                logits = nnUNetPredictor.predict_sliding_window_return_logits(predictor, torch.from_numpy(data)).cpu()
                 labels = convert_predicted_logits_to_segmentation_with_correct_shape(
                     logits, plans, configuration, predictor.label_manager, properties
                 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +147,19 @@ def active_dropout(network: nn.Module) -> list[nn.Module]:
     return found
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` on; torch's generators, all of which `manual_seed` seeds, are put back afterwards."""
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    with torch.random.fork_rng(range(torch.cuda.device_count()), device_type="cuda"):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
+
+
 def class_names(dataset_json: dict[str, Any], label_manager: Any) -> tuple[str, ...]:
     """Names of the foreground classes or regions of a dataset, in the order of the output channels."""
     foreground = {
@@ -168,7 +181,8 @@ class QAPredictor(nnUNetPredictor):
         entropy: also measure the mean predictive entropy of the finest output.
         mc_dropout: leave dropout on while predicting, as the reference code of the paper does. Both outputs come from
             the same pass and are samples, the segmentations too; folds and mirroring average over samples.
-        seed: seed of the dropout; each case starts from it, so its result depends on no other case.
+        seed: seed of the dropout; each case starts from it, and each fold from the next number, so the result depends
+            neither on other cases nor on whether nnU-Net had to begin a sliding window again for lack of memory.
         last_quality: Q of the case that was predicted last.
         before_case: called with the identifier of each case that is about to be predicted from files.
         on_case: called with the quality of each predicted case, as soon as it is known.
@@ -186,6 +200,7 @@ class QAPredictor(nnUNetPredictor):
     network: Any
     label_manager: Any
     _margins: torch.Tensor | None = None
+    _folds_done: int = 0
     _current: dict[str, Any] | None = None
 
     @torch.inference_mode()
@@ -206,7 +221,14 @@ class QAPredictor(nnUNetPredictor):
                     dropout.eval()
         margins = outputs[heads:].to("cpu")
         self._margins = margins if self._margins is None else self._margins + margins
+        self._folds_done += 1
         return outputs[:heads]
+
+    @torch.inference_mode()
+    def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # nnU-Net calls this a second time where the first ran out of memory
+        with _seeded(self.seed + self._folds_done) if self.mc_dropout else nullcontext():
+            return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
 
     @torch.inference_mode()
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
@@ -219,9 +241,8 @@ class QAPredictor(nnUNetPredictor):
         name = os.path.basename(current.get("ofile") or "")
         if not torch.isfinite(data).all():
             raise ImageError(f"{name or 'the image'}: holds NaN or infinite intensities; replace them first")
-        self._margins = None
-        with self._own_chance():
-            logits = super().predict_logits_from_preprocessed_data(data)
+        self._margins, self._folds_done = None, 0
+        logits = super().predict_logits_from_preprocessed_data(data)
         if len(self.list_of_parameters) > 1:
             assert self._margins is not None
             self._margins = self._margins / len(self.list_of_parameters)
@@ -279,22 +300,11 @@ class QAPredictor(nnUNetPredictor):
         Returns:
             The quality and the logits of the finest output.
         """
-        self._margins = None
-        with self._own_chance():
-            logits = self.predict_sliding_window_return_logits(data).to("cpu")
+        self._margins, self._folds_done = None, 0
+        logits = self.predict_sliding_window_return_logits(data).to("cpu")
         quality = self._finish_case(case_id, logits, properties)
         self._margins = None
         return quality, logits
-
-    @contextmanager
-    def _own_chance(self) -> Iterator[None]:
-        """Let Monte Carlo dropout draw from `seed` on; torch's own generators are put back afterwards."""
-        if not self.mc_dropout:
-            yield
-            return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            yield
 
     def _remembering(self, data_iterator: Any) -> Iterator[Any]:
         for item in data_iterator:

@@ -56,7 +56,10 @@ class NestedUNet(nn.Module):
         return self.decoder(self.encoder(x))
 
     def compute_conv_feature_map_size(self, input_size: tuple[int, ...] | list[int]) -> np.int64:
-        """Values in all feature maps for an image of this size; nnU-Net's planners estimate memory from it."""
+        """Values in all feature maps for an image of this size, counted as nnU-Net's networks count theirs.
+
+        nnU-Net's planners ask the planned U-Net, never this network, which needs several times as much.
+        """
         return self.encoder.compute_conv_feature_map_size(input_size) + self.decoder.compute_conv_feature_map_size(
             input_size
         )

@@ -11,7 +11,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from nnunet_qa.data.existing import case_images
-from nnunet_qa.data.images import NATURAL_ENDINGS, check_finite, check_same_grid, read_picture, read_volume
+from nnunet_qa.data.images import NATURAL_ENDINGS, check_finite, check_same_grid, holds_volumes, read_array
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.progress import track
 from nnunet_qa.quality.image_quality import METRICS, Definition, image_quality
@@ -20,9 +20,9 @@ from nnunet_qa.quality.roi import Roi, from_labels, lungs, retina
 COLUMNS = ("case_id", "level", "slice_index", *METRICS)
 """`level` is `case` or `slice`; `slice_index` counts along the first axis (z), from 0, and is missing for a case."""
 
-
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", *NATURAL_ENDINGS)
 """Endings that `images_in` looks for."""
+_MOST_CHANNELS = 4  # of a case in a folder that no dataset.json describes; more are numbered slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class _Settings:
     median_size: int | None
     channel: int
     volumes: bool
+    offset: float
 
 
 def measure_cases(
@@ -48,13 +49,15 @@ def measure_cases(
     median_size: int | None = None,
     channel: int = 0,
     volumes: bool | None = None,
+    offset: float = 0.0,
     jobs: int = 1,
     show_progress: bool = True,
 ) -> pd.DataFrame:
     """Measure images of a raw dataset, volumes slice by slice along nnU-Net's axis 0 (z).
 
-    The value of a case is the mean over its slices. Left out are slices of one single intensity (padding), and of CoV
-    and ROI mean the slices without a pixel of the region.
+    The value of a case is the median over its slices, so that a few nearly empty ones, whose blurriness is a hundred
+    times that of the others, do not decide it; the paper knows single slices only. Left out are slices of one single
+    intensity (padding), and of CoV and ROI mean the slices without a pixel of the region.
 
     Args:
         images: files of each case, one a channel, in order (`nnunet_qa.data.existing.case_images`).
@@ -66,6 +69,8 @@ def measure_cases(
         median_size: see `nnunet_qa.quality.image_quality.image_quality`.
         channel: which channel is measured.
         volumes: whether files are read as volumes; None for all endings but pictures' (`Tiff3DIO` datasets need True).
+        offset: added to every intensity once the region is found, 1024 for HU: PSNR-inv and CoV divide by a maximum or
+            mean, which says nothing where there are negative intensities. The ROI mean includes it.
         jobs: processes.
         show_progress: draw a bar on the standard error stream.
 
@@ -74,7 +79,7 @@ def measure_cases(
 
     Raises:
         DatasetError: there is no case, a case lacks the channel, or the folder of masks or a mask is not there.
-        ImageError: a file cannot be read, holds NaN, has one single intensity throughout or no positive one, its mask
+        ImageError: a file cannot be read, holds NaN, has one single intensity throughout or a negative one, its mask
             does not fit it or marks nothing, or no retina is found; the text names the file.
     """
     if not images:
@@ -85,7 +90,8 @@ def measure_cases(
         definition=definition,
         median_size=median_size,
         channel=channel,
-        volumes=file_ending not in NATURAL_ENDINGS if volumes is None else volumes,
+        volumes=holds_volumes({"file_ending": file_ending}) if volumes is None else volumes,
+        offset=offset,
     )
     folder = _mask_folder(roi, masks)
     calls = [
@@ -101,6 +107,9 @@ def measure_cases(
 def images_in(folder: Path) -> tuple[dict[str, list[Path]], str]:
     """The images of any folder, and their ending: named as nnU-Net names them, or each file a case of one channel.
 
+    Numbered slices look like nnU-Net's names. So these count only where they fit every file, all cases have the same
+    channels 0 to at most 3, and a case of several channels is not the only one.
+
     Raises:
         DatasetError: there is no such folder, no image in it, or images with different endings.
     """
@@ -113,7 +122,16 @@ def images_in(folder: Path) -> tuple[dict[str, list[Path]], str]:
         raise DatasetError(f"{folder}: holds {some}; give a folder of images of one kind")
     (ending,) = found
     plain = {name.removesuffix(ending): [folder / name] for name in sorted(names) if name.endswith(ending)}
-    return case_images(folder, ending) or plain, ending
+    cases = case_images(folder, ending)
+    return cases if _as_nnunet_names_them(cases, ending, len(plain)) else plain, ending
+
+
+def _as_nnunet_names_them(cases: Mapping[str, Sequence[Path]], ending: str, files: int) -> bool:
+    channels = len(next(iter(cases.values()), ()))
+    expected = {f"{case}_{channel:04d}{ending}" for case in cases for channel in range(channels)}
+    found = {path.name for paths in cases.values() for path in paths}
+    plausible = channels == 1 or (len(cases) > 1 and channels <= _MOST_CHANNELS)
+    return plausible and len(found) == files and found == expected
 
 
 def _mask_folder(roi: Roi, masks: Path | None) -> Path | None:
@@ -147,16 +165,22 @@ def _measure(case: str, path: Path, mask: Path | None, settings: _Settings) -> p
             f'{mask or path}: the region of interest ({settings.roi.value}) of the case "{case}" is empty; leave the '
             "case out or choose another region"
         )
+    if slices.min() + settings.offset < 0:
+        raise ImageError(
+            f'{path}: the case "{case}" has intensities down to {slices.min():g}, of which CoV and PSNR-inv make '
+            "nothing; add a constant to all images that leaves none below 0, such as --offset 1024 for HU"
+        )
+    if settings.offset:
+        slices = slices.astype(np.float64) + settings.offset
     quality = image_quality(slices, inside, definition=settings.definition, median_size=settings.median_size)
     values = np.stack([getattr(quality, name) for name in METRICS])
-    known = np.isfinite(values)
-    for name, found in zip(METRICS, known.any(axis=1), strict=True):
-        if not found:
+    for name, known in zip(METRICS, np.isfinite(values).any(axis=1), strict=True):
+        if not known:
             raise ImageError(
-                f'{path}: {name} of the case "{case}" is not defined: no slice has intensities above 0 to divide by; '
-                "add a constant to all images (1024 to HU)"
+                f'{path}: {name} of the case "{case}" is not defined: every slice is constant, or 0 throughout the '
+                "region; leave the case out or choose another region"
             )
-    rows = np.column_stack([np.mean(values, axis=1, where=known), values]).T
+    rows = np.column_stack([np.nanmedian(values, axis=1), values]).T
     table = pd.DataFrame(rows, columns=list(METRICS))
     table.insert(0, "case_id", case)
     table.insert(1, "level", ["case"] + ["slice"] * len(slices))
@@ -185,5 +209,5 @@ def _region(path: Path, slices: np.ndarray, mask: Path | None, settings: _Settin
 
 def _read(path: Path, *, volumes: bool) -> np.ndarray:
     """A stack of slices `(slices, rows, columns)`; a 2D file is a stack of one."""
-    array = read_volume(path)[0] if volumes else read_picture(path)
+    array = read_array(path, volumes=volumes)
     return array[None] if array.ndim == 2 else array

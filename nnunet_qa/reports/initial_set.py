@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from nnunet_qa.files import replacing
 from nnunet_qa.quality.image_quality import Definition
+from nnunet_qa.reports.figures import save_figure
 from nnunet_qa.selection.initial import LIMITED
 
 _LABELS = {
@@ -77,9 +77,7 @@ def initial_set_picture(
     title = f"{int(table['selected'].sum())} of {len(table)} images selected, ε₀ = {epsilon:.2g}"
     axes.set_title("\n".join(filter(None, (heading, title))), fontsize=11)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, handletextpad=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
+    return save_figure(figure, path)
 
 
 def _within(table: pd.DataFrame, metric: str) -> pd.Series:

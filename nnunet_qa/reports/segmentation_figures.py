@@ -20,11 +20,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_qa.errors import ImageError
-from nnunet_qa.evaluation.segmentation import overlap
+from nnunet_qa.evaluation.segmentation import overlaps
 from nnunet_qa.reports.figures import save_figure
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#FF00FF", "#0000FF", "#FF0000"
 """Colours of the paper's Figure 7: magenta, blue, red."""
+IGNORED = "#808080"
+"""Colour of voxels whose truth is the ignore label."""
 _CLASSES = ("#FFFFFF", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _OPACITY = 0.85
@@ -42,6 +44,7 @@ class ErrorPanel:
             the truth (the prediction, where the truth is empty) has most foreground.
         prediction: label values of the same shape, 0 for background.
         truth: label values of the same shape.
+        ignore: label value of the truth that marks voxels which do not count.
     """
 
     case_id: str
@@ -49,21 +52,34 @@ class ErrorPanel:
     image: np.ndarray
     prediction: np.ndarray
     truth: np.ndarray
+    ignore: int | None = None
 
 
 def level_outputs_picture(
-    path: Path, image: np.ndarray, levels: Sequence[np.ndarray], truth: np.ndarray, *, title: str, q: float
+    path: Path,
+    image: np.ndarray,
+    levels: Sequence[np.ndarray],
+    truth: np.ndarray,
+    *,
+    title: str,
+    q: float,
+    classes: Mapping[str, Sequence[int]],
+    ignore: int | None = None,
 ) -> Path:
     """Draw an image, the output of each level, each with its Jaccard index to the next, and the truth (Figure 5).
+
+    The index is defined as Q is: the mean over all classes, of which one that both leave empty counts 1. So that of the
+    two finest outputs is Q, where the image was not resampled for the network.
 
     Args:
         path: where to.
         image: `(rows, columns)`, or `(slices, rows, columns)`, of which the slice with most true foreground is drawn.
-        levels: outputs of the same shape, finest last: label values, or the probability of foreground in a float type,
-            drawn in grey and counted as foreground above 0.5.
+        levels: label values that the outputs give, of the same shape, finest last.
         truth: label values of the same shape.
         title: text above, such as the case; Q and, for a volume, the slice are added.
         q: quality estimated from the two finest outputs.
+        classes: label values of each class that counts, see `foreground_classes`.
+        ignore: label value of the truth that marks voxels which do not count.
 
     Returns:
         `path`.
@@ -75,17 +91,19 @@ def level_outputs_picture(
     """
     if not levels:
         raise ValueError("at least one level is needed")
-    labels = [_labels(level) for level in levels]
-    index = _shown_slice(title, image, truth, *reversed(labels))
+    index = _shown_slice(title, image, _without(truth, ignore), *reversed(levels))
     # Agreement is that of the whole volume, as Q is, not that of the slice that is drawn.
-    agreement = [_jaccard(first, second) for first, second in itertools.pairwise([*labels, truth])]
+    agreement = []
+    for first, second in itertools.pairwise([*levels, truth]):
+        counts = overlaps(first, second, classes=classes, ignore=ignore)
+        agreement.append(float(np.mean([one.jaccard() for one in counts.values()])))
     flat, true, *shown = (array if index is None else array[index] for array in (image, truth, *levels))
-    classes = max(2, 1 + max(int(array.max(initial=0)) for array in (truth, *labels)))
+    single = all(_without(array, ignore).max(initial=0) <= 1 for array in (truth, *levels))
     followers = [*(f"L{number}" for number in range(2, len(levels) + 1)), "truth"]
     texts = [
         f"L{n}, J to {other} {value:.2f}" for n, (other, value) in enumerate(zip(followers, agreement, strict=True), 1)
     ]
-    pictures = [_grey(flat), *(_output(level, classes) for level in shown), _label_colours(true, classes)]
+    pictures = [_grey(flat), *(_label_colours(array, single=single, ignore=ignore) for array in (*shown, true))]
     figure, places = _grid(len(pictures), flat.shape)
     for place, picture, text in zip(places, pictures, ("image", *texts, "truth"), strict=False):
         _show(place, picture, text)
@@ -125,26 +143,31 @@ def level_losses_picture(path: Path, losses: pd.DataFrame, *, heading: str = "")
     return save_figure(figure, path)
 
 
-def error_colours(image: np.ndarray, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def error_colours(
+    image: np.ndarray, prediction: np.ndarray, truth: np.ndarray, *, ignore: int | None = None
+) -> np.ndarray:
     """A grey image with the errors of a segmentation in colours.
 
     Magenta: foreground of the right class. Blue: foreground where there is none. Red: foreground that was missed or
-    given another class.
+    given another class. Flat grey: what does not count.
 
     Args:
         image: `(rows, columns)`, any intensities.
         prediction: label values of the same shape, 0 for background.
         truth: label values of the same shape.
+        ignore: label value of the truth that marks voxels which do not count.
 
     Returns:
         `(rows, columns, 3)`, in [0, 1].
     """
     picture = _grey(image)
-    real = truth > 0
+    ignored = np.zeros(truth.shape, bool) if ignore is None else truth == ignore
+    real = (truth > 0) & ~ignored
     for where, colour in (
         (real & (prediction == truth), TRUE_POSITIVE),
-        ((prediction > 0) & ~real, FALSE_POSITIVE),
+        ((prediction > 0) & ~real & ~ignored, FALSE_POSITIVE),
         (real & (prediction != truth), FALSE_NEGATIVE),
+        (ignored, IGNORED),
     ):
         picture[where] = (1 - _OPACITY) * picture[where] + _OPACITY * np.array(to_rgb(colour))
     return picture
@@ -179,9 +202,12 @@ def errors_picture(path: Path, panels: Mapping[str, Sequence[ErrorPanel]], *, he
         for place, (picture, text) in itertools.zip_longest(places, row, fillvalue=(None, "")):
             _show(place, picture, text)
         places[0].set_ylabel(name, fontsize=11)
-    several = any(max(panel.truth.max(), panel.prediction.max()) > 1 for row in panels.values() for panel in row)
+    everything = [panel for row in panels.values() for panel in row]
+    several = any(max(_without(one.truth, one.ignore).max(), one.prediction.max()) > 1 for one in everything)
     missed = "false negative or wrong class" if several else "false negative"
     legend = {"true positive": TRUE_POSITIVE, "false positive": FALSE_POSITIVE, missed: FALSE_NEGATIVE}
+    if any(one.ignore is not None and (one.truth == one.ignore).any() for one in everything):
+        legend["ignored"] = IGNORED
     handles = [Patch(color=colour, label=text) for text, colour in legend.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
     if heading:
@@ -238,15 +264,9 @@ def _tidy(axes: Any, heading: str) -> None:
         axes.set_title(heading, fontsize=11)
 
 
-def _labels(level: np.ndarray) -> np.ndarray:
-    """Label values of an output of either kind."""
-    return (level > 0.5).astype(np.uint8) if np.issubdtype(level.dtype, np.floating) else level
-
-
-def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean over the classes that are in either label map; 1 where both are empty."""
-    values = sorted({*np.unique(first).tolist(), *np.unique(second).tolist()} - {0})
-    return float(np.mean([overlap(first, second, values=[value]).jaccard() for value in values])) if values else 1.0
+def _without(labels: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Label values with background in place of the ignore label."""
+    return labels if ignore is None else np.where(labels == ignore, 0, labels)
 
 
 def _shown_slice(name: str, image: np.ndarray, *labels: np.ndarray) -> int | None:
@@ -263,11 +283,12 @@ def _shown_slice(name: str, image: np.ndarray, *labels: np.ndarray) -> int | Non
 
 def _error_picture(panel: ErrorPanel) -> tuple[np.ndarray, str]:
     """Picture and title of a panel."""
-    index = _shown_slice(panel.case_id, panel.image, panel.truth, panel.prediction)
+    index = _shown_slice(panel.case_id, panel.image, _without(panel.truth, panel.ignore), panel.prediction)
     arrays = (panel.image, panel.prediction, panel.truth)
     image, prediction, truth = arrays if index is None else (array[index] for array in arrays)
     where = "" if index is None else f"  slice {index}"
-    return error_colours(image, prediction, truth), f"{panel.case_id}{where}\nDice={panel.dice:.2f}"
+    picture = error_colours(image, prediction, truth, ignore=panel.ignore)
+    return picture, f"{panel.case_id}{where}\nDice={panel.dice:.2f}"
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -277,17 +298,15 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=-1)
 
 
-def _output(level: np.ndarray, classes: int) -> np.ndarray:
-    if np.issubdtype(level.dtype, np.floating):
-        return np.repeat(np.clip(level, 0, 1)[..., None], 3, axis=-1)
-    return _label_colours(level, classes)
-
-
-def _label_colours(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Label values as colours on black: white for a single class."""
-    names = _CLASSES[:1] if classes == 2 else _CLASSES[1:]
-    palette = np.array([(0.0, 0.0, 0.0), *(to_rgb(names[value % len(names)]) for value in range(classes - 1))])
-    return palette[labels.astype(np.intp)]
+def _label_colours(labels: np.ndarray, *, single: bool, ignore: int | None) -> np.ndarray:
+    """Label values as colours on black: white for a single class, grey for what does not count."""
+    names = _CLASSES[:1] if single else _CLASSES[1:]
+    values = labels.astype(np.intp)
+    colours = [to_rgb(names[value % len(names)]) for value in range(values.max(initial=0))]
+    picture = np.array([(0.0, 0.0, 0.0), *colours])[values]
+    if ignore is not None:
+        picture[values == ignore] = to_rgb(IGNORED)
+    return picture
 
 
 def _grid(count: int, shape: tuple[int, ...]) -> tuple[Figure, list[Any]]:

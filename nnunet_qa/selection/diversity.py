@@ -30,7 +30,13 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def diverse_order(
-    utility: np.ndarray, features: np.ndarray, annotated: np.ndarray | None = None, *, number: int
+    utility: np.ndarray,
+    features: np.ndarray,
+    annotated: np.ndarray | None = None,
+    *,
+    number: int,
+    subjects: Sequence[str] | None = None,
+    per_subject: int | None = None,
 ) -> list[int]:
     """Choose greedily: each time the image with the largest utility × distance to the nearest one that is chosen.
 
@@ -38,7 +44,9 @@ def diverse_order(
         utility: worth of annotating each image `(images,)`, at least 0.
         features: a vector for each image `(images, features)`; their Euclidean distance says how alike they are.
         annotated: vectors of images that have been annotated already `(others, features)`.
-        number: how many to choose.
+        number: how many to choose at most.
+        subjects: subject of each image, for `per_subject`.
+        per_subject: how many of one subject to choose at most; None for no limit.
 
     Returns:
         Indices in the order of choice. With nothing annotated, the first is the one with the largest utility.
@@ -48,10 +56,14 @@ def diverse_order(
     for other in known:
         nearest = np.minimum(nearest, np.linalg.norm(features - other, axis=1))
     chosen: list[int] = []
-    while len(chosen) < min(number, len(utility)):
+    free = np.ones(len(utility), dtype=bool)
+    groups = np.arange(len(utility)) if subjects is None else np.asarray(subjects)
+    while len(chosen) < number and free.any():
         worth = utility * np.where(np.isinf(nearest), 1.0, nearest)
-        worth[chosen] = -1.0
-        best = int(np.argmax(worth))
+        best = int(np.argmax(np.where(free, worth, -1.0)))
         chosen.append(best)
+        free[best] = False
+        if per_subject is not None and np.count_nonzero(groups[chosen] == groups[best]) >= per_subject:
+            free &= groups != groups[best]
         nearest = np.minimum(nearest, np.linalg.norm(features - features[best], axis=1))
     return chosen

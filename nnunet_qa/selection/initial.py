@@ -22,6 +22,7 @@ DEFAULT_EPSILON = 0.3
 """Standard deviations of CoV and ROI mean over the images that pass both thresholds."""
 LIMITED = ("blurriness", "psnr_inv")
 """The metrics that have thresholds; their bounds stand in the columns `<metric>_lowest` and `<metric>_highest`."""
+_SAMPLE = 4000  # images of which all distances are held at a time: 64 MB
 _PERCENTILES = {"blurriness": (20, 80), "psnr_inv": (10, 90)}
 
 
@@ -71,12 +72,12 @@ def initial_set(
     sharpest = candidates.sort_values(
         ["blurriness", "case_id"], ascending=[definition is Definition.PAPER, True], kind="stable"
     )
-    distances = _distances(sharpest)
+    points = _standardised(sharpest)
     if target_size is not None:
-        epsilon = _epsilon_for(distances, target_size)
+        epsilon = _epsilon_for(points, target_size)
     elif epsilon is None:
         epsilon = DEFAULT_EPSILON
-    reasons = _filter(sharpest["case_id"].tolist(), distances, epsilon, target_size)
+    reasons = _filter(sharpest["case_id"].tolist(), points, epsilon, target_size)
     chosen["epsilon"] = epsilon
     chosen["reason"] = [failure or reasons[case] for case, failure in zip(chosen["case_id"], failures, strict=True)]
     chosen.insert(chosen.columns.get_loc("reason"), "selected", chosen["reason"].str.startswith("kept"))
@@ -186,55 +187,59 @@ def _too_few(
     )
 
 
-def _distances(candidates: pd.DataFrame) -> np.ndarray:
-    """Distance of every two candidates in (CoV, ROI mean), each axis in its standard deviation over the candidates."""
+def _standardised(candidates: pd.DataFrame) -> np.ndarray:
+    """CoV and ROI mean of every candidate `(candidates, 2)`, each in its standard deviation over the candidates."""
     points = candidates[["cov", "roi_mean"]].to_numpy(dtype=float)
     spread = points.std(axis=0)
-    points = points / np.where(spread > 0, spread, 1)
-    return np.asarray(np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)))
+    return points / np.where(spread > 0, spread, 1)
 
 
-def _kept(distances: np.ndarray, epsilon: float) -> list[int]:
-    """Indices that the filter keeps, first come first kept."""
+def _distances(points: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Distance of each point to another one. Never all pairs at once: of 20,000 images they would fill 3 GB."""
+    return np.asarray(np.hypot(points[:, 0] - other[0], points[:, 1] - other[1]))
+
+
+def _kept(points: np.ndarray, epsilon: float, most: int | None = None) -> np.ndarray:
+    """Indices that the filter keeps, first come first kept, increasing; only the first `most` where that is given."""
     kept: list[int] = []
-    free = np.ones(len(distances), dtype=bool)
-    for index in range(len(distances)):
-        if free[index]:
-            kept.append(index)
-            free &= distances[index] >= epsilon
-    return kept
+    left = np.arange(len(points))
+    while left.size and len(kept) != most:
+        first, left = left[0], left[1:]
+        kept.append(first)
+        left = left[_distances(points[left], points[first]) >= epsilon]
+    return np.array(kept)
 
 
-def _epsilon_for(distances: np.ndarray, target_size: int) -> float:
+def _epsilon_for(points: np.ndarray, target_size: int) -> float:
     """An epsilon that leaves `target_size`, or the one at which the number falls from above to below it.
 
-    The number left changes only where epsilon passes a distance, so one value between every two distances is enough. It
-    does not always fall as epsilon grows: the search may miss an exact one.
+    The number left changes only where epsilon passes a distance, so one value between every two distances is enough; of
+    very many images, the distances of every second, third, … say where to look. The number does not always fall as
+    epsilon grows: the search may miss an exact one.
     """
-    steps = np.unique(distances[np.triu_indices(len(distances), 1)])
+    some = points[:: -(-len(points) // _SAMPLE)]
+    steps = np.unique(np.concatenate([_distances(some[n + 1 :], some[n]) for n in range(len(some))]))
     between = (steps[1:] + steps[:-1]) / 2
     # at 0 nobody is dropped; above the last distance one is left
     tried = np.concatenate([[0.0], steps[:1] / 2, between, steps[-1:] * 2])
     low, high = 0, len(tried) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        left = len(_kept(distances, tried[middle]))
+        left = len(_kept(points, tried[middle], target_size + 1))
         if left == target_size:
             return float(tried[middle])
         low, high = (middle, high) if left > target_size else (low, middle - 1)
     return float(tried[low])
 
 
-def _filter(cases: list[str], distances: np.ndarray, epsilon: float, target_size: int | None) -> dict[str, str]:
+def _filter(cases: list[str], points: np.ndarray, epsilon: float, target_size: int | None) -> dict[str, str]:
     """Reason for each candidate, sharpest first."""
-    kept = _kept(distances, epsilon)
-    reasons = {}
-    for index, case in enumerate(cases):
-        if index in kept:
-            reasons[case] = f"kept: passes both thresholds, no sharper image within epsilon {epsilon:.4g}"
-        else:
-            closest = min((other for other in kept if other < index), key=lambda other: distances[other, index])
-            reasons[case] = f"dropped: within epsilon {epsilon:.4g} of the sharper case {cases[closest]}"
+    kept = _kept(points, epsilon)
+    reasons = dict.fromkeys(cases, f"kept: passes both thresholds, no sharper image within epsilon {epsilon:.4g}")
+    for index in np.setdiff1d(np.arange(len(cases)), kept):
+        sharper = kept[kept < index]
+        closest = cases[sharper[np.argmin(_distances(points[sharper], points[index]))]]
+        reasons[cases[index]] = f"dropped: within epsilon {epsilon:.4g} of the sharper case {closest}"
     for index in kept[target_size:] if target_size is not None else ():
         reasons[cases[index]] = f"dropped: less sharp than the {target_size} that were asked for"
     return reasons

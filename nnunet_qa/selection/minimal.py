@@ -61,15 +61,16 @@ def minimal_set(
 
     Args:
         table: rows of level `case` of a quality.csv.
-        q0: threshold in [0, 1]; a case at q0 is not chosen. It is compared with Q, or, for the ranking by worst class,
-            with that class's Q. None chooses by number alone.
+        q0: threshold in [0, 1]; a case at q0 is not chosen. It is compared with `decisive_q`. None chooses by number
+            alone.
         ranking: what makes a case worth annotating.
         number: how many at most.
         per_subject: how many of one subject at most.
         roles: roles of the candidates, as for `annotation_queue`.
         cases: case table of the dataset, as for `annotation_queue`.
         features: vector of each case (`nnunet_qa.selection.diversity.thumbnail`); given, cases are chosen so that they
-            differ from each other and from `annotated`. Without a limit on their number this only orders them.
+            differ from each other and from `annotated`. Without a limit on their number, or on that of a subject, this
+            only orders them.
         annotated: vectors of the cases that are annotated already `(cases, features)`.
 
     Returns:
@@ -87,30 +88,38 @@ def minimal_set(
     rows = candidates(table, roles=roles, cases=cases)
     rows = rows.assign(utility=utility(rows, ranking))
     rows = rows.sort_values(["utility", "case_id"], ascending=[False, True], kind="stable", ignore_index=True)
-    decisive = _worst_class(rows) if ranking is Ranking.WORST_CLASS else rows["q"]
+    decisive = decisive_q(rows, ranking)
     chosen = rows if q0 is None else rows[decisive < q0]
     if chosen.empty:
+        hint = ", or give a number of cases instead" if number is None else ""
         raise SelectionError(
-            f"the minimal set is empty: no candidate of {len(rows)} has Q below q0 = {q0:g} (the lowest is "
-            f"{decisive.min():.4g}); the model agrees with itself on all of them. Raise q0, or give a number of cases"
+            f"the minimal set is empty: no candidate of {len(rows)} has {decisive.name} below q0 = {q0:g} (the lowest "
+            f"is {decisive.min():.4g}); the model agrees with itself on all of them. Raise q0{hint}"
         )
     if len(chosen) == len(rows) and number is None and per_subject is None:
         raise SelectionError(
-            f"the minimal set is everything: all {len(rows)} candidates have Q below q0 = {q0:g} (the highest is "
-            f"{decisive.max():.4g}). Train the first model longer, lower q0, or limit the number of cases"
+            f"the minimal set is everything: all {len(rows)} candidates have {decisive.name} below q0 = {q0:g} (the "
+            f"highest is {decisive.max():.4g}). Train the first model longer, lower q0, or limit the number of cases"
         )
     if features is not None:
         vectors = np.stack([features[case] for case in chosen["case_id"]])
-        order = diverse_order(chosen["utility"].to_numpy(), vectors, annotated, number=len(chosen))
+        order = diverse_order(
+            chosen["utility"].to_numpy(),
+            vectors,
+            annotated,
+            number=number or len(chosen),
+            subjects=chosen["subject_id"].tolist(),
+            per_subject=per_subject,
+        )
         chosen = chosen.iloc[order]
-    if per_subject is not None:
+    elif per_subject is not None:
         chosen = chosen[chosen.groupby("subject_id").cumcount() < per_subject]
     if number is not None:
         if q0 is None and len(chosen) < number:
             logger.warning("%d cases were asked for, %d fit the limits", number, len(chosen))
         chosen = chosen.head(number)
     chosen = chosen.reset_index(drop=True)
-    reason = [f"Q below {q0:g}"] if q0 is not None else []
+    reason = [f"{decisive.name} below {q0:g}"] if q0 is not None else []
     reason += [f"ranked by {ranking.value}"] if number is not None else []
     reason += [f"at most {per_subject} a subject"] if per_subject is not None else []
     reason += ["diverse"] if features is not None else []
@@ -138,6 +147,16 @@ def utility(rows: pd.DataFrame, ranking: Ranking) -> pd.Series:
     return rows[column].astype(float)
 
 
+def decisive_q(rows: pd.DataFrame, ranking: Ranking) -> pd.Series:
+    """What is compared with q0, and its name: Q of each case or, for the ranking by worst class, of that class.
+
+    Raises:
+        SelectionError: the table lacks the columns.
+    """
+    worst = ranking is Ranking.WORST_CLASS
+    return _worst_class(rows).rename("Q of the worst class") if worst else rows["q"].rename("Q")
+
+
 def _worst_class(rows: pd.DataFrame) -> pd.Series:
     """The lowest Q of a class of each case."""
     classes = [name for name in rows.columns if name.startswith("q_")]
@@ -149,7 +168,9 @@ def _worst_class(rows: pd.DataFrame) -> pd.Series:
 def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
     """The q0 that best tells failures from successes on cases whose true Dice is known.
 
-    Maximises Youden's index, sensitivity + specificity - 1, of "Q below q0" for "Dice below `failure`".
+    Maximises Youden's index, sensitivity + specificity - 1, of "Q below q0" for "Dice below `failure`". It lies midway
+    between two Q of the table, with as few decimals, from 4 to 6, as part these: as printed it makes the same choice
+    among Q of six decimals, which a quality.csv has.
 
     Args:
         table: columns `q` and `dice`, one row a validation case; cases without Dice do not count.
@@ -171,8 +192,10 @@ def q0_from_validation(table: pd.DataFrame, *, failure: float = 0.5) -> float:
     best = int(np.argmax(found - false_alarms))
     if best == 0:  # the threshold that takes nothing
         raise SelectionError("q0 cannot be chosen: Q is no lower for failed validation cases than for others; give q0")
-    # the next representable number above the highest Q that is still to count as a failure
-    return float(min(1.0, np.nextafter(-thresholds[best], 2.0)))
+    below = float(-thresholds[best])  # the highest Q that is to count as a failure
+    above = float(known["q"][known["q"] > below].min())  # there is one: to take every case has an index of 0
+    rounded = (round((below + above) / 2, decimals) for decimals in (4, 5, 6))
+    return next((q0 for q0 in rounded if below < q0 < above), above)  # a case at q0 is not taken
 
 
 def write_minimal_set(path: Path, table: pd.DataFrame) -> None:

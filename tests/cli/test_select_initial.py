@@ -40,6 +40,36 @@ def test_the_pool_of_a_dataset(raw: Path, tmp_path: Path) -> None:
     for case in table["case_id"]:
         assert (case in result.stdout) == table["selected"][table["case_id"] == case].item()
     assert "4 of 30 images" in result.stderr
+    assert "Measuring 30 cases of 1 channel each in " in result.stderr
+
+
+def test_numbered_slices_are_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        write_tiny(tmp_path / "scans" / f"slice_{number:04d}.png", rng.integers(0, 255, (6, 8)).astype(np.uint8))
+    result = run_command(select, "initial", "-i", tmp_path / "scans", "--quantiles", 1, 1, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert "Measuring 5 cases of 1 channel each in " in result.stderr
+    assert read(tmp_path / "out")["case_id"].tolist() == [f"slice_{number:04d}" for number in range(5)]
+
+
+def test_offset_and_median_window(tmp_path: Path) -> None:
+    hu = np.random.default_rng(0).integers(-900, 900, (5, 1, 9, 12)).astype(np.int16)
+    for number in range(5):
+        write_tiny(tmp_path / "ct" / f"c{number}.nii.gz", hu[number])
+    options = ("-i", tmp_path / "ct", "--quantiles", 1, 1, "--median-size", 5, "-o", tmp_path / "out")
+    assert "down to -" in str(run_command(select, "initial", *options).exception)
+    result = run_command(select, "initial", *options, "--offset", 1024)
+    assert result.exit_code == 0, result.exception
+    expected = [image_quality(image + 1024, median_size=5).psnr_inv[0] for image in hu]
+    assert read(tmp_path / "out")["psnr_inv"].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_channel_too_many_is_named(raw: Path, tmp_path: Path) -> None:
+    shutil.copy(raw / "imagesUn" / "S0_0_0000.png", raw / "imagesUn" / "S0_0_0001.png")
+    result = run_command(select, "initial", "-d", 301, "-o", tmp_path / "out")
+    assert isinstance(result.exception, DatasetError)
+    assert "the case S0_0 has S0_0_0000.png, S0_0_0001.png; dataset.json asks for" in str(result.exception)
 
 
 def test_imagestr_without_a_pool(fresh_folders: Path) -> None:
@@ -77,6 +107,7 @@ def test_a_folder_with_masks_channel_and_processes(tmp_path: Path) -> None:
     table = read(tmp_path / "out")
     assert table["roi_mean"][7] == pytest.approx(picture[masks[POOL[7]] > 0].mean(), rel=1e-6)
     assert table["blurriness_lowest"].notna().all()
+    assert "Measuring 8 cases of 2 channels each in " in result.stderr
 
 
 @pytest.mark.parametrize(

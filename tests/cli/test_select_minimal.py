@@ -77,16 +77,27 @@ def test_the_options_reach_the_choice(quality: Path, tmp_path: Path) -> None:
     assert chosen(tmp_path) == ["L"]
 
 
+def test_a_number_alone_goes_by_the_ranking_whatever_q_is(quality: Path, tmp_path: Path) -> None:
+    result = minimal("-q", quality, "-n", 25)
+    assert result.exit_code == 0, result.exception
+    assert len(chosen(tmp_path)) == 25
+    assert "q0" not in result.stderr
+    assert minimal("-q", quality, "--per-subject", 1).exit_code == 0
+    assert chosen(tmp_path)[-1] == "S7_0"  # Q below 0.9
+    assert error("-q", quality, "--q0", 0, "-n", 3).endswith("Raise q0")
+
+
 def test_q0_from_validation(quality: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"case_id": str(number), "role": "labelled", "q": q, "dice": dice}
         for number, (q, dice) in enumerate([(0.1, 0.2), (0.2, 0.6), (0.5, 0.9), (0.9, 0.95)])
     ]
     path = write(tmp_path / "training.csv", rows)
-    assert minimal("-q", quality, "--q0-from", path).exit_code == 0
-    assert chosen(tmp_path) == ["S0_0", "S0_1", "S0_2"]  # Q up to 0.1
+    result = minimal("-q", quality, "--q0-from", path)
+    assert "q0 = 0.15." in result.stderr
+    assert chosen(tmp_path) == ["S0_0", "S0_1", "S0_2", "S1_0"]  # Q up to 0.12
     assert minimal("-q", quality, "--q0-from", path, "--failure-dice", 0.7).exit_code == 0
-    assert chosen(tmp_path)[-1] == "S1_2"  # Q up to 0.2
+    assert chosen(tmp_path)[-1] == "S2_2"  # Q up to 0.32, for q0 is 0.35
     assert "not both" in error("-q", quality, "--q0-from", path, "--q0", 0.5)
     assert "0 of 4 validation cases" in error("-q", quality, "--q0-from", path, "--failure-dice", 0.1)
 
@@ -123,7 +134,7 @@ def test_roles_are_spelt_out(quality: Path) -> None:
 
 @pytest.fixture
 def looks(fresh_folders: Path) -> Path:
-    """A dataset in which S4_a looks like the annotated S2_a, S4_b and S4_c are one image, and S5_a like nothing else."""
+    """Here S4_a looks like the annotated S2_a, S4_b and S4_c are one image, and S5_a is like nothing else."""
     raw = tiny_dataset(fresh_folders, pool=("S4_a", "S4_b", "S4_c", "S5_a"))
     annotated = raw / "imagesTr" / "S2_a_0000.png"
     for name in ("S4_a", "S4_c"):

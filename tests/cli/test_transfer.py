@@ -75,7 +75,7 @@ def test_mistakes(fresh_folders: Path, more: tuple[str, ...], error: type[Except
         ),
         ({"state_dict": {}}, "no pretrained weights that nnU-Net can load (KeyError: 'network_weights')"),
         ("shape", "the same. `nnunet-qa transfer` makes plans that fit"),
-        (None, "no pretrained weights that nnU-Net can load (FileNotFoundError: "),
+        (None, "the pretrained weights cannot be read (No such file or directory)"),
     ],
 )
 def test_unfit_weights_given_to_nnunet_itself(tmp_path: Path, content: object, said: str) -> None:

@@ -46,6 +46,18 @@ def test_a_command_that_fails_names_its_log(tmp_path: Path) -> None:
     assert str(tmp_path / "log.txt") in str(caught.value)
 
 
+def test_a_command_holds_the_lock_that_it_is_given(tmp_path: Path) -> None:
+    command = [PYTHON, "-c", "import os, sys; os.fstat(int(sys.argv[1]))"]
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        command.append(str(descriptor))
+        run_command(command, environment=os.environ, log=tmp_path / "log.txt", lock=descriptor)
+        with pytest.raises(DependencyError):  # it is not there unless it is handed on
+            run_command(command, environment=os.environ, log=tmp_path / "log.txt")
+    finally:
+        os.close(descriptor)
+
+
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DependencyError, match="no-such-command is not installed"):
         run_command(["no-such-command"], environment=os.environ, log=tmp_path / "log.txt")

@@ -14,7 +14,7 @@ from skimage.io import imread, imsave
 
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.paths import raw_dataset_folder
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, ModelError, SelectionError
 from nnunet_qa.experiments.budget import Budget
 from nnunet_qa.experiments.holdout import Holdout
 from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, REFERENCE, Protocol, QUNetPlusPlusExperiment
@@ -25,7 +25,7 @@ from tests.phantom import BIN, run, write_dataset
 
 TINY = Budget(iterations=2, iterations_per_epoch=1, val_iterations_per_epoch=1, features=(4, 8, 16), batch_size=2)
 ALLOWED = 5
-"""Half of the ten cases in the pool: nine subjects, three of them for testing and one for validation, two cases each."""
+"""Half of the ten cases in the pool: nine subjects of two cases, three of them for testing and one for validation."""
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +49,18 @@ def experiment(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         weights = str(how["weights"]) if how.get("weights") else None
         return {"trainer": trainer, "plans": "P", "train": list(cases), "stages": stages, "weights": weights}
 
-    def score(self: Any, cell: Cell, images: str, *_: str) -> None:
+    def score(self: Any, cell: Cell, *_: str) -> None:
         parts = self.holdout(cell.seed).parts
         rows = []
         for number, case in enumerate([*parts.pool, *parts.validation]):
             q = 0.4 + 0.03 * number  # the first of the pool agree least
             row = {"case_id": case, "role": "labelled", "level": "case", "slice_axis": None, "slice_index": None}
             rows.append({**row, "q": q, "q_small": q, "q_large": q, "entropy": q, "disagreeing_voxels": 10 * number})
-        (cell.folder / images).mkdir()
-        write_quality(cell.folder / images / "quality.csv", pd.DataFrame(rows))
+        (cell.folder / "imagesTr").mkdir()
+        write_quality(cell.folder / "imagesTr" / "quality.csv", pd.DataFrame(rows))
 
     monkeypatch.setattr(QUNetPlusPlusExperiment, "_train_and_test", train)
-    monkeypatch.setattr(QUNetPlusPlusExperiment, "_score", score)
+    monkeypatch.setattr(QUNetPlusPlusExperiment, "_score_pool", score)
     monkeypatch.setattr(Holdout, "prepare", lambda self: None)
     monkeypatch.setattr(Holdout, "populate", lambda self, *_: None)
     made.runner.begin()
@@ -150,7 +150,10 @@ def test_q0_from_validation_uses_the_dice_of_validation_cases(experiment: QUNetP
     for case in (good, bad):
         shutil.copy(holdout.label(case), holdout.raw / "labelsTr" / f"{case}.png")
         shutil.copy(holdout.label(case), folder / f"{case}.png")
-    assert experiment._validated_q0(0) == 0.8  # no failure to learn from: q0 stays
+    assert experiment._validated_q0(0) is None  # no failure to learn from
+    kept = done(experiment, "q0_validation")
+    assert (kept["q0"], kept["q0_was_chosen"]) == (0.8, False)
+    assert kept["s_m"] == done(experiment, REFERENCE)["s_m"]
     imsave(folder / f"{bad}.png", np.zeros_like(imread(holdout.label(bad))), check_contrast=False)
     q = pd.read_csv(folder / "quality.csv").set_index("case_id")["q"]
     assert q[bad] < experiment._validated_q0(0) <= q[good]
@@ -172,14 +175,70 @@ def test_no_room_for_the_minimal_set_is_refused(source: Path, tmp_path: Path) ->
         QUNetPlusPlusExperiment(source=source, folder=tmp_path / "o", protocol=protocol).holdout(0)
 
 
-def test_transfer_arms_exist_only_with_a_model_to_start_from(source: Path, tmp_path: Path) -> None:
-    both = [
-        QUNetPlusPlusExperiment(source=source, folder=tmp_path, protocol=Protocol(budget=TINY, transfer_from=model))
-        for model in (None, tmp_path / "model")
-    ]
-    without, with_model = ({arm.name for arm in one.runner.arms} for one in both)
-    assert with_model - without == {"transfer", "transfer_initial"}
-    assert both[0].runner.settings == both[1].runner.settings  # these arms may be added later
+def test_the_replicate_has_the_same_images_and_start(experiment: QUNetPlusPlusExperiment) -> None:
+    reference, again = done(experiment, REFERENCE), done(experiment, "replicate")
+    assert again["train"] == reference["train"]
+    assert again["weights"] == reference["weights"]
+
+
+def test_transfer_arms_run_only_with_a_model_that_fits(source: Path, tmp_path: Path) -> None:
+    model = tmp_path / "QUNetPlusPlusTrainer__nnUNetPlans__2d"
+    protocols = [Protocol(budget=TINY, annotated=0.5, initial_size=2, transfer_from=one) for one in (None, model)]
+    without, with_model = (
+        QUNetPlusPlusExperiment(source=source, folder=tmp_path / "o", protocol=protocol) for protocol in protocols
+    )
+    assert set(with_model.default_arms()) - set(without.default_arms()) == {"transfer", "transfer_initial"}
+    assert without.runner.settings == with_model.runner.settings  # these arms may be added later
+    with pytest.raises(SelectionError, match="need a trained model to start from"):
+        without.check(["transfer"], [0])
+    with pytest.raises(ModelError, match="holds no fold 0 trained with QUNetPlusPlusTrainer"):
+        with_model.check(["transfer"], [0])
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
+    with_model.check(["transfer"], [0])
+
+
+def test_a_cell_keeps_the_weights_that_it_was_begun_with(
+    experiment: QUNetPlusPlusExperiment, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transfer(self: Cell, name: str, *command: str) -> None:
+        calls.append(command)
+        target = self.folder / "nnUNet_preprocessed" / source.name
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "nnUNetPlansTransfer_from_Dataset112_fold_0.pth").write_bytes(b"")
+
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Cell, "call", transfer)
+    found = []
+    for name in ("first", "second"):
+        protocol = Protocol(budget=TINY, annotated=0.5, initial_size=2, transfer_from=tmp_path / name)
+        other = QUNetPlusPlusExperiment(source=source, folder=tmp_path / "t", protocol=protocol)
+        other.runner.begin()
+        if name == "first":
+            found.append(done(other, "transfer_initial"))
+            assert found[0]["weights"].endswith("nnUNetPlansTransfer_from_Dataset112_fold_0.pth")
+            assert found[0]["transfer_from"] == str(tmp_path / "first")
+            (other.runner.cell("transfer_initial", 0).folder / "done.json").unlink()
+        else:
+            with pytest.raises(ModelError, match="begun with other weights"):
+                done(other, "transfer_initial")
+    assert calls[0][:4] == ("nnunet-qa", "transfer", "-i", str(tmp_path / "first"))
+
+
+def test_one_class_has_no_worst_one(source: Path, tmp_path: Path) -> None:
+    def arms() -> list[str]:
+        protocol = Protocol(budget=TINY)
+        made = QUNetPlusPlusExperiment(source=source, folder=tmp_path / "o", protocol=protocol)
+        return [arm.name for arm in made.runner.arms]
+
+    assert "worst_class" in arms()
+    path = source / "dataset.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "labels": {"background": 0, "fluid": 1}}))
+    try:
+        assert "worst_class" not in arms()
+    finally:
+        path.write_text(before)
 
 
 @pytest.mark.e2e
@@ -193,14 +252,14 @@ def test_the_experiment_runs_reports_and_is_not_run_twice(source: Path, tmp_path
     assert "qu_net_plus_plus, seed 0: running" in first.stderr
     report, text = output / "report", (output / "report" / "README.md").read_text()
     assert text.strip() in first.stdout
-    assert "| U-net, random | 5/6 | 1 |" in text
+    assert "| U-net, random | 5/6 | 0 | 4 |" in text
     images = pd.read_csv(report / "per_image.csv")
     assert set(images["arm"]) == {"unet_random", "initial", "qu_net_plus_plus"}
     assert len(images) == 3 * 6 * 2  # arms, test cases, classes
     results = pd.read_csv(report / "results.csv").set_index("arm")
     both = images[images["arm"] == "unet_random"].groupby("case_id")["dice"].mean()
     assert results.loc["unet_random", "dice"] == pytest.approx(both.mean(), abs=1e-5)
-    assert pd.read_csv(report / "comparison.csv")["arm"].tolist() == ["unet_random", "initial"]
+    assert pd.read_csv(report / "comparison.csv")["arm"].tolist() == ["unet_random"]
     for name in ("arms", "level_losses_initial", "level_losses_qu_net_plus_plus", "errors", "levels"):
         assert imread(report / f"{name}.png").std() > 0
         assert f"({name}.png)" in text

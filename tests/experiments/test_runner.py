@@ -136,8 +136,8 @@ def test_needs_are_followed_to_the_end(tmp_path: Path) -> None:
 
 
 def test_an_unknown_arm(tmp_path: Path) -> None:
-    with pytest.raises(SelectionError, match=r'unknown arm "secnd" \(did you mean "second"\?\); arms are first, other'):
-        run(Arms().runner(tmp_path), ["first", "secnd"], [0])
+    with pytest.raises(SelectionError, match=r'unknown arm "fist" \(did you mean "first"\?\); arms are first, other'):
+        run(Arms().runner(tmp_path), ["first", "fist"], [0])
     assert not (tmp_path / "runs").exists()
 
 

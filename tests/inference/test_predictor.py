@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,59 @@ def test_dropout_is_sampled_by_seed_and_only_when_asked_for(planned: dict[str, s
     assert not any(module.training for module in predictor.network.modules())
     predictor.mc_dropout = False
     assert torch.equal(predictor.predict_logits_from_preprocessed_data(data), plain)
+
+
+def test_dropout_is_the_same_after_nnunet_ran_out_of_memory(
+    planned: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_dropout(write_model(tmp_path, planned["2d"], "2d", 2), "2d")
+    predictor = loaded(QAPredictor, model, (0, 1), mirroring=False)
+    predictor.mc_dropout = True
+    expected = predictor.predict_logits_from_preprocessed_data(image_for("2d"))
+    predictor.perform_everything_on_device = True
+    run, failures = QAPredictor._internal_maybe_mirror_and_predict, []
+
+    def fail_on_the_third_patch(self: QAPredictor, patch: torch.Tensor) -> torch.Tensor:
+        failures.append(patch)
+        if len(failures) == 3:
+            raise RuntimeError("out of memory")
+        return run(self, patch)
+
+    monkeypatch.setattr(QAPredictor, "_internal_maybe_mirror_and_predict", fail_on_the_third_patch)
+    assert torch.equal(predictor.predict_logits_from_preprocessed_data(image_for("2d")), expected)
+    assert len(failures) > 3
+
+
+def test_folds_draw_dropout_of_their_own(planned: dict[str, str], tmp_path: Path) -> None:
+    model = with_dropout(write_model(tmp_path, planned["2d"], "2d", 1), "2d")
+    predictor = loaded(QAPredictor, model, (0,), mirroring=False)
+    predictor.mc_dropout = True
+    alone = predictor.predict_logits_from_preprocessed_data(image_for("2d"))
+    predictor.list_of_parameters = predictor.list_of_parameters * 2
+    assert not torch.equal(predictor.predict_logits_from_preprocessed_data(image_for("2d")), alone)
+
+
+def test_every_generator_that_is_seeded_is_put_back(
+    planned: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_dropout(write_model(tmp_path, planned["2d"], "2d", 1), "2d")
+    predictor = loaded(QAPredictor, model, (0,), mirroring=False)
+    predictor.mc_dropout = True
+    forked: list[int] = []
+
+    def fork(devices: Any, **_: Any) -> Any:
+        forked.extend(devices)
+        return nullcontext()
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.random.fork_rng", fork)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.mps.get_rng_state", lambda: "before")
+    restored: list[str] = []
+    monkeypatch.setattr("torch.mps.set_rng_state", restored.append)
+    predictor.predict_logits_from_preprocessed_data(image_for("2d"))
+    assert forked == [0, 1]
+    assert restored == ["before"]
 
 
 def test_only_dropout_is_in_training_mode_while_it_is_sampled(planned: dict[str, str], tmp_path: Path) -> None:

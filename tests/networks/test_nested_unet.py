@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,31 @@ def test_the_size_of_the_feature_maps_is_what_the_modules_give(kind: str, deep: 
             module.register_forward_hook(lambda _module, _inputs, output: counted.append(output[0].numel()))
     net(image(kind))
     assert net.compute_conv_feature_map_size(SHAPES[kind][4]) == sum(counted)
+
+
+@pytest.mark.parametrize(
+    ("patch", "features", "factor"),
+    [((128,) * 3, [32, 64, 128, 256, 320, 320], 3.2), ((512,) * 2, [32, 64, 128, 256, 512, 512, 512, 512], 4.1)],
+)
+def test_memory_against_nnunets_u_net_as_documented(patch: tuple[int, ...], features: list[int], factor: float) -> None:
+    stages, dimensions = len(features), len(patch)
+    plans = {
+        "n_stages": stages,
+        "features_per_stage": features,
+        "conv_op": (nn.Conv2d, nn.Conv3d)[dimensions - 2],
+        "kernel_sizes": [[3] * dimensions] * stages,
+        "strides": [[1] * dimensions, *[[2] * dimensions] * (stages - 1)],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "input_channels": 1,
+        "num_classes": 2,
+        "deep_supervision": True,
+    }
+    with torch.device("meta"):
+        ours, stock = (kind(**plans).compute_conv_feature_map_size(patch) for kind in (NestedUNet, PlainConvUNet))
+    assert ours / stock == pytest.approx(factor, abs=0.05)
+    page = Path(__file__).parents[2] / "docs" / "qu-net-plus-plus.md"
+    assert f"{factor} times" in " ".join(page.read_text(encoding="utf-8").split())
 
 
 def test_the_network_is_pickled_whole(tmp_path: Any) -> None:

@@ -41,7 +41,17 @@ def test_volumes_slice_by_slice(tmp_path: Path, ending: str, definition: Definit
     expected = image_quality(volume(1), definition=definition)
     for name in METRICS:
         assert table[name][1:5].to_numpy() == pytest.approx(getattr(expected, name), rel=1e-12)
-        assert table[name][0] == pytest.approx(getattr(expected, name).mean(), rel=1e-12)
+        assert table[name][0] == pytest.approx(np.median(getattr(expected, name)), rel=1e-12)
+
+
+def test_a_nearly_empty_slice_does_not_decide_a_volume(tmp_path: Path) -> None:
+    scan = np.random.default_rng(0).integers(0, 255, (5, 16, 20)).astype(np.uint8)
+    scan[4] = 0
+    scan[4, 8, 10] = 1
+    table = measure_cases(write(tmp_path, ".nii.gz", a=scan), file_ending=".nii.gz", show_progress=False)
+    others = image_quality(scan[:4]).blurriness
+    assert table["blurriness"][5] > 1000 * others.max()
+    assert others.min() <= table["blurriness"][0] <= others.max()
 
 
 def test_pictures_channels_and_processes(tmp_path: Path) -> None:
@@ -67,11 +77,11 @@ def test_masks_and_labels(tmp_path: Path) -> None:
     common = {"file_ending": ".nii.gz", "masks": tmp_path / "masks", "show_progress": False}
     both = measure_cases(images, roi=Roi.MASK, **common)
     second = measure_cases(images, roi=Roi.LABELS, labels=[2], **common)
-    means = [volume(0)[z][labels[z] > 0].mean() for z in (1, 2)]
+    means = [volume(0)[z][labels[z] > 0].mean() for z in (1, 2)]  # of two slices the median is the mean
     assert both["roi_mean"][0] == pytest.approx(np.mean(means))
     assert both["roi_mean"].isna().tolist() == [False, True, False, False, True]
     assert second["roi_mean"][0] == pytest.approx(means[1])
-    assert both["blurriness"][0] == pytest.approx(image_quality(volume(0)).blurriness.mean())
+    assert both["blurriness"][0] == pytest.approx(np.median(image_quality(volume(0)).blurriness))
     with pytest.raises(ImageError, match=r'a\.nii\.gz: the region of interest \(labels\) of the case "a" is empty'):
         measure_cases(images, roi=Roi.LABELS, labels=[3], **common)
 
@@ -93,8 +103,10 @@ def test_regions_that_are_found(tmp_path: Path) -> None:
     hu, _ = chest()
     rng = np.random.default_rng(0)
     bscan = draw_bscan(rng, look=SubjectLook.draw(rng, severity=0.5), rows=124, columns=192).image
-    found = measure_cases(write(tmp_path, ".nii.gz", ct=hu), file_ending=".nii.gz", roi=Roi.LUNGS, show_progress=False)
-    assert found["roi_mean"][1] == pytest.approx(hu[0][lungs(hu)[0]].mean())
+    found = measure_cases(
+        write(tmp_path, ".nii.gz", ct=hu), file_ending=".nii.gz", roi=Roi.LUNGS, offset=1500, show_progress=False
+    )
+    assert found["roi_mean"][1] == pytest.approx(hu[0][lungs(hu)[0]].mean() + 1500)  # lungs found in HU
     found = measure_cases(write(tmp_path, ".png", oct=bscan), file_ending=".png", roi=Roi.RETINA, show_progress=False)
     assert found["cov"][0] == pytest.approx(image_quality(bscan[None], retina(bscan[None])).cov[0])
     masked = volume(0) * (volume(1) > 100)
@@ -123,9 +135,32 @@ def test_constant_slices_are_left_out_and_a_constant_volume_is_refused(tmp_path:
         measure_cases(images, file_ending=".nii.gz", show_progress=False)
 
 
-def test_intensities_that_have_no_quotient(tmp_path: Path) -> None:
-    images = write(tmp_path, ".nii.gz", a=volume(0).astype(np.int16) - 400)
-    with pytest.raises(ImageError, match='psnr_inv of the case "a" is not defined'):
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+@pytest.mark.parametrize("definition", Definition)
+def test_negative_intensities_need_an_offset(tmp_path: Path, kind: type, definition: Definition) -> None:
+    hu = volume(0).astype(kind) - 100
+    images = write(tmp_path, ".nii.gz", a=hu)
+    common = {"file_ending": ".nii.gz", "definition": definition, "show_progress": False}
+    for offset in (0, -int(hu.min()) - 1):
+        with pytest.raises(ImageError, match=f'"a" has intensities down to {hu.min():g}, .* --offset 1024 for HU'):
+            measure_cases(images, offset=offset, **common)
+    found = measure_cases(images, offset=1024, **common)
+    expected = image_quality(hu.astype(np.float64) + 1024, definition=definition)
+    for name in METRICS:
+        assert found[name][1:5].to_numpy() == pytest.approx(getattr(expected, name), rel=1e-10)
+
+
+def test_an_offset_does_not_change_what_is_nonzero(tmp_path: Path) -> None:
+    masked = volume(0) * (volume(1) > 100).astype(np.int16)
+    images = write(tmp_path, ".mha", a=masked)
+    found = measure_cases(images, file_ending=".mha", roi=Roi.NONZERO, offset=7, show_progress=False)
+    assert found["roi_mean"][1] == pytest.approx(masked[0][masked[0] > 0].mean() + 7)
+
+
+def test_a_case_without_a_quotient(tmp_path: Path) -> None:
+    steps = np.repeat(np.arange(4), 16 * 20).reshape(4, 16, 20).astype(np.uint8)
+    images = write(tmp_path, ".nii.gz", a=steps)
+    with pytest.raises(ImageError, match='blurriness of the case "a" is not defined: every slice is constant'):
         measure_cases(images, file_ending=".nii.gz", show_progress=False)
 
 
@@ -150,3 +185,29 @@ def test_images_in_any_folder(tmp_path: Path) -> None:
         images_in(tmp_path)
     with pytest.raises(DatasetError, match="no such folder"):
         images_in(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("names", "cases", "channels"),
+    [
+        (["a_0000", "a_0001", "b_0000", "b_0001"], 2, 2),
+        (["a_0000", "b_0000"], 2, 1),
+        (["a_0000"], 1, 1),
+        ([f"slice_{number:04d}" for number in range(5)], 5, 1),  # one case only
+        (["slice_0000", "slice_0001"], 2, 1),
+        ([f"{scan}_{number:04d}" for scan in "ab" for number in range(5)], 10, 1),  # more than four channels
+        (["scan_a", "scan_b", "scan_2019"], 3, 1),  # not every file has a channel
+        (["a_0000", "a_0001", "b_0000"], 3, 1),  # not every case has as many
+        (["a_0001", "b_0001"], 2, 1),  # they do not begin with 0
+        (["a_0000", "a_0002", "b_0000", "b_0002"], 4, 1),
+    ],
+)
+def test_no_file_is_lost_to_numbers_that_are_no_channels(
+    tmp_path: Path, names: list[str], cases: int, channels: int
+) -> None:
+    for name in names:
+        (tmp_path / f"{name}.png").touch()
+    images, _ = images_in(tmp_path)
+    assert len(images) == cases
+    assert {len(paths) for paths in images.values()} == {channels}
+    assert sorted(path.stem for paths in images.values() for path in paths) == sorted(names)

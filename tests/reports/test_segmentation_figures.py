@@ -22,6 +22,8 @@ from nnunet_qa.reports.segmentation_figures import (
 
 MAGENTA, BLUE, RED = (1, 0, 1), (0, 0, 1), (1, 0, 0)
 WHITE, BLACK = (1, 1, 1), (0, 0, 0)
+GREY = to_rgb(figures.IGNORED)
+ONE, TWO = {"a": (1,)}, {"a": (1,), "b": (2,)}
 SHAPE = (20, 30)
 
 
@@ -143,7 +145,7 @@ def test_wrong_panels_and_folders(tmp_path: Path) -> None:
 def test_levels_with_their_agreement_by_hand(tmp_path: Path, drawn: list[Figure]) -> None:
     # 36 pixels each; a shift by 3 columns leaves 18 of 54 shared, one by 2 columns 24 of 48
     levels = [box(4, 13), box(4, 10), box(4, 8)]
-    path = level_outputs_picture(tmp_path / "l.png", grey(), levels, box(4, 8), title="S01", q=0.5)
+    path = level_outputs_picture(tmp_path / "l.png", grey(), levels, box(4, 8), title="S01", q=0.5, classes=ONE)
     texts = ["image", "L1, J to L2 0.33", "L2, J to L3 0.50", "L3, J to truth 1.00", "truth"]
     assert titles(drawn[0]) == texts
     assert drawn[0].get_suptitle() == "S01  Q=0.50"
@@ -153,21 +155,13 @@ def test_levels_with_their_agreement_by_hand(tmp_path: Path, drawn: list[Figure]
         assert pixel(path, drawn[0], place, 6, 9) == WHITE
 
 
-def test_levels_as_probabilities_are_grey_and_cut_at_a_half(tmp_path: Path, drawn: list[Figure]) -> None:
-    levels = [np.where(box(4, 8) > 0, 0.6, 0.4), box(4, 8).astype(np.float32)]
-    path = level_outputs_picture(tmp_path / "l.png", grey(), levels, box(4, 8), title="S01", q=1)
-    assert titles(drawn[0])[1:3] == ["L1, J to L2 1.00", "L2, J to truth 1.00"]
-    assert nearly(pixel(path, drawn[0], 1, 6, 10), (0.6, 0.6, 0.6), 0.01)
-    assert nearly(pixel(path, drawn[0], 1, 15, 25), (0.4, 0.4, 0.4), 0.01)
-
-
 def test_levels_of_several_classes_in_a_volume(tmp_path: Path, drawn: list[Figure]) -> None:
     shape = (3, *SHAPE)
     truth = np.zeros(shape, np.uint8)
     truth[1, 2:8, 2:8], truth[1, 10:16, 10:16] = 1, 2
     level = truth.copy()
     level[1, 2:8, 2:8] = 0  # class 1 is missing, class 2 whole: J = 1/2
-    path = level_outputs_picture(tmp_path / "l.png", grey(shape), [level], truth, title="v", q=0.25)
+    path = level_outputs_picture(tmp_path / "l.png", grey(shape), [level], truth, title="v", q=0.25, classes=TWO)
     assert titles(drawn[0]) == ["image", "L1, J to truth 0.50", "truth"]
     assert drawn[0].get_suptitle() == "v  slice 1  Q=0.25"
     one, two = (to_rgb(colour) for colour in figures._CLASSES[1:3])
@@ -177,14 +171,47 @@ def test_levels_of_several_classes_in_a_volume(tmp_path: Path, drawn: list[Figur
         assert nearly(pixel(path, drawn[0], place, 12, 12), two, 0.01)
 
 
+def test_agreement_counts_every_class_and_regions_as_q_does(tmp_path: Path, drawn: list[Figure]) -> None:
+    # 18 of 54 pixels are shared; class 2 is in neither level, and rightly so
+    levels = [box(4, 11), box(4, 8)]
+    level_outputs_picture(tmp_path / "l.png", grey(), levels, box(4, 8), title="S01", q=0.67, classes=TWO)
+    assert titles(drawn[0])[1] == "L1, J to L2 0.67"
+    nested = {"whole": (1, 2), "core": (2,)}  # the whole agrees, its core does not
+    levels = [box(4, 8), box(4, 8, value=2)]
+    level_outputs_picture(tmp_path / "l.png", grey(), levels, box(4, 8), title="S01", q=0.5, classes=nested)
+    assert titles(drawn[1])[1] == "L1, J to L2 0.50"
+
+
+def test_the_ignore_label_is_grey_and_does_not_count(tmp_path: Path, drawn: list[Figure]) -> None:
+    truth = np.where(box(10, 20, 8) > 0, 3, box(4, 8))  # more pixels are ignored than true
+    prediction = np.maximum(box(4, 8), box(10, 20))
+    picture = error_colours(grey(), prediction, truth, ignore=3)
+    for row, column in ((12, 22), (17, 27)):
+        assert nearly(tuple(picture[row, column]), GREY)
+    assert nearly(tuple(picture[5, 9]), MAGENTA)
+    volume = np.zeros((2, *SHAPE), np.uint8)
+    volume[0], volume[1] = np.where(truth == 1, 1, 0), np.where(truth == 3, 3, 0)
+    with_ignore = ErrorPanel(case_id="v", dice=1, image=grey(volume.shape), prediction=volume, truth=volume, ignore=3)
+    errors_picture(tmp_path / "e.png", {"best": [with_ignore]})
+    assert titles(drawn[0]) == ["v  slice 0\nDice=1.00"]
+    flat = ErrorPanel(case_id="f", dice=1, image=grey(), prediction=prediction, truth=truth, ignore=3)
+    errors_picture(tmp_path / "e.png", {"best": [flat]})
+    assert legend_texts(drawn[1]) == ["true positive", "false positive", "false negative", "ignored"]
+    path = level_outputs_picture(tmp_path / "l.png", grey(), [prediction], truth, title="f", q=1, classes=ONE, ignore=3)
+    assert titles(drawn[2])[1] == "L1, J to truth 1.00"
+    assert nearly(pixel(path, drawn[2], 2, 12, 22), GREY, 0.01)
+    for place in (1, 2):
+        assert pixel(path, drawn[2], place, 5, 9) == WHITE  # one class, so white
+
+
 def test_empty_levels_agree_and_wrong_ones_are_named(tmp_path: Path, drawn: list[Figure]) -> None:
     nothing = np.zeros(SHAPE, np.uint8)
-    level_outputs_picture(tmp_path / "l.png", grey(), [nothing, nothing], nothing, title="S01", q=1)
+    level_outputs_picture(tmp_path / "l.png", grey(), [nothing, nothing], nothing, title="S01", q=1, classes=TWO)
     assert titles(drawn[0])[1:3] == ["L1, J to L2 1.00", "L2, J to truth 1.00"]
     with pytest.raises(ImageError, match=r"S01: image and label maps must have one shape"):
-        level_outputs_picture(tmp_path / "x.png", grey(), [nothing[:5]], nothing, title="S01", q=1)
+        level_outputs_picture(tmp_path / "x.png", grey(), [nothing[:5]], nothing, title="S01", q=1, classes=ONE)
     with pytest.raises(ValueError, match="at least one level"):
-        level_outputs_picture(tmp_path / "x.png", grey(), [], nothing, title="S01", q=1)
+        level_outputs_picture(tmp_path / "x.png", grey(), [], nothing, title="S01", q=1, classes=ONE)
     assert not (tmp_path / "x.png").exists()
 
 

@@ -54,6 +54,15 @@ def test_the_order_is_the_greedy_one(others: int) -> None:
     assert diverse_order(utility, features, annotated, number=5) == expected[:5]
 
 
+def test_a_subject_that_is_full_makes_no_other_look_chosen() -> None:
+    utility, subjects = np.array([1.0, 0.9, 0.8, 0.5]), ["x", "x", "y", "z"]
+    features = np.array([[0.0], [10.0], [10.5], [4.0]])
+    # without the limit 1 is second; 2 looks like 1, but 1 is not chosen once x is full
+    assert diverse_order(utility, features, number=3) == [0, 1, 3]
+    assert diverse_order(utility, features, number=3, subjects=subjects, per_subject=1) == [0, 2, 3]
+    assert diverse_order(utility, features, number=9, subjects=subjects, per_subject=2) == [0, 1, 3, 2]
+
+
 def test_duplicates_come_last_and_none_twice() -> None:
     features = np.array([[0.0], [0.0], [0.0], [1.0], [4.0]])
     order = diverse_order(np.array([1.0, 0.9, 0.8, 0.1, 0.1]), features, number=9)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,20 @@ def test_target_size_where_images_are_the_same() -> None:
     assert selected(initial_set(measured(*same), target_size=2)) == ["a", "d"]
     assert selected(initial_set(measured(*same), target_size=4)) == ["a", "b", "c", "d"]
     assert selected(initial_set(measured(*same), target_size=1)) == ["a"]
+
+
+def test_thousands_of_images_need_little_memory() -> None:
+    rows = [
+        {**dict(zip(METRICS, row, strict=True)), "level": "case"} for row in np.random.default_rng(0).random((6000, 4))
+    ]
+    table = pd.DataFrame(rows).assign(case_id=[f"c{number}" for number in range(6000)])
+    tracemalloc.start()
+    found = initial_set(table, quantiles=(1, 1), target_size=8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["selected"].sum() == 8
+    assert found["reason"].str.contains("within epsilon").sum() > 5900
+    assert peak < 6000**2 * 8  # bytes of one matrix of distances
 
 
 def test_one_candidate() -> None:

@@ -87,6 +87,10 @@ def test_the_reason_names_what_decided() -> None:
     features = dict.fromkeys(SCORES, np.ones(2))
     chosen = minimal_set(table(), q0=None, number=2, features=features)
     assert set(chosen["reason"]) == {"ranked by q, diverse"}
+    chosen = minimal_set(table(), q0=0.2, ranking=Ranking.WORST_CLASS)  # S1_a, whose Q is 0.5
+    assert set(chosen["reason"]) == {"Q of the worst class below 0.2"}
+    with pytest.raises(SelectionError, match=r"has Q of the worst class below q0 = 0\.05 \(the lowest is 0\.1\)"):
+        minimal_set(table(), q0=0.05, ranking=Ranking.WORST_CLASS)
 
 
 def test_an_empty_set_is_one_clear_line() -> None:
@@ -94,7 +98,10 @@ def test_an_empty_set_is_one_clear_line() -> None:
         minimal_set(table(), q0=0.1)
     text = str(caught.value)
     assert "the minimal set is empty: no candidate of 5 has Q below q0 = 0.1 (the lowest is 0.3)" in text
+    assert text.endswith("Raise q0, or give a number of cases instead")
     assert "\n" not in text
+    with pytest.raises(SelectionError, match="Raise q0$"):  # a number would not help
+        minimal_set(table(), q0=0.1, number=3)
 
 
 def test_everything_is_one_clear_line_unless_a_limit_makes_it_less() -> None:
@@ -138,7 +145,7 @@ def test_limits_out_of_range(options: dict[str, Any], text: str) -> None:
 def test_tables_that_do_not_hold_what_is_asked_for() -> None:
     with pytest.raises(SelectionError, match='no column "entropy" for every case; score again with --entropy'):
         minimal_set(table().drop(columns="entropy"), q0=0.8, ranking=Ranking.ENTROPY)
-    with pytest.raises(SelectionError, match='no column "disagreeing_voxels" for every case; score again$'):
+    with pytest.raises(SelectionError, match=r'no column "disagreeing_voxels" for every case; score again$'):
         utility(table().assign(disagreeing_voxels=[1, 2, 3, 4, None]), Ranking.SIZE)
     with pytest.raises(SelectionError, match="no Q by class"):
         minimal_set(table().drop(columns=["q_one", "q_two"]), q0=0.8, ranking=Ranking.WORST_CLASS)
@@ -166,6 +173,14 @@ def test_of_two_cases_that_look_alike_one_is_chosen() -> None:
     assert whole["case_id"].tolist() == ["S1_b", "S2_a", "S2_b", "S1_a"]
 
 
+def test_a_case_that_its_full_subject_shuts_out_does_not_count_as_chosen() -> None:
+    # S1_a is unlike S1_b, but S1 is full; S2_b looks like S1_a, so that only S1_a's absence makes it new
+    look = {"S1_b": [0.0], "S1_a": [10.0], "S2_b": [10.5], "S2_a": [3.0], "S3_a": [0.0]}
+    features = {case: np.array(values) for case, values in look.items()}
+    chosen = minimal_set(table(), q0=0.95, number=2, per_subject=1, cases=case_table(), features=features)
+    assert chosen["case_id"].tolist() == ["S1_b", "S2_b"]
+
+
 def youden(q: np.ndarray, failed: np.ndarray, q0: float) -> float:
     taken = q < q0
     return float(taken[failed].mean() + (~taken)[~failed].mean() - 1)
@@ -182,12 +197,19 @@ def test_q0_from_validation_is_the_best_of_all_thresholds(seed: int) -> None:
     best = max(youden(q, failed, float(threshold)) for threshold in np.arange(0, 1.001, 0.005))
     assert youden(q, failed, q0) == pytest.approx(best)
     assert 0 < q0 <= 1
+    assert (q < float(f"{q0:g}")).tolist() == (q < q0).tolist()
+    assert not np.isclose(q, q0, rtol=0, atol=0.004).any()  # midway between two values of two decimals
 
 
-def test_q0_from_validation_parts_failures_exactly() -> None:
-    rows = pd.DataFrame({"q": [0.2, 0.6, 0.7, 0.9], "dice": [0.1, 0.49, 0.5, 0.8]})
+@pytest.mark.parametrize(
+    ("below", "above", "expected"),
+    [(0.6, 0.7, 0.65), (0.6, 0.6001, 0.60005), (0.6, 0.600002, 0.600001), (0.6, 0.600001, 0.600001), (0.6, 1.0, 0.8)],
+)
+def test_q0_from_validation_parts_failures_exactly(below: float, above: float, expected: float) -> None:
+    rows = pd.DataFrame({"q": [0.2, below, above, 1.0], "dice": [0.1, 0.49, 0.5, 0.8]})
     q0 = q0_from_validation(rows)
-    assert (rows["q"] < q0).tolist() == [True, True, False, False]
+    assert q0 == expected
+    assert (rows["q"] < float(f"{q0:g}")).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

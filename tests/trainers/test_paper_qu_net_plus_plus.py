@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.ndimage
 import torch
@@ -99,7 +100,22 @@ def test_qa_yaml_sets_length_and_rate(planned: dict[str, str], settings: Any, sm
     assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (11, 5)
 
 
-def test_an_epoch_sees_each_slice_once(planned: dict[str, str], settings: Any, small: None) -> None:
+def test_patches_are_drawn_without_regard_to_foreground(
+    planned: dict[str, str], settings: Any, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings("")
+    trainer = trainer_of(planned["2d"], "2d", 0, name=PLUS)
+    assert trainer.oversample_foreground_percent == 0
+    trainer.is_ddp = True
+    for rank in range(2):
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        trainer._set_batch_size_and_oversample()
+        assert trainer.oversample_foreground_percent == 0
+    assert trainer_of(planned["2d"], "2d", 0, name=UNET).oversample_foreground_percent == 0
+
+
+def test_an_epoch_has_as_many_images_as_the_fold(planned: dict[str, str], settings: Any, small: None) -> None:
     settings("")
     two = trainer_of(planned["2d"], "2d", 0, name=PLUS)
     two.initialize()
@@ -124,7 +140,13 @@ def test_trains_and_predicts(
     assert len(heads) == (4 if name == PLUS else 1)
     assert heads[0].weight.shape[0] == {"one class": 1, "2d": 3, "regions": 2}[kind]
     low = -len(heads) - 1e-6
-    assert all(low <= value < 0 for value in trainer.logger.get_value("train_losses", step=None))
+    trained = trainer.logger.get_value("train_losses", step=None)
+    assert all(low <= value < 0 for value in trained)
+    losses = pd.read_csv(Path(trainer.output_folder) / "level_losses.csv")
+    levels = [f"level_{level + 1}" for level in range(len(heads))]
+    assert losses.columns.tolist() == ["epoch", "part", *levels]
+    assert losses["part"].tolist() == ["train", "validation"]
+    assert losses[levels].iloc[0].sum() == pytest.approx(trained[0], rel=1e-4)  # each level has the weight 1
 
     if with_pool or name == UNET:
         trainer.perform_actual_validation()

@@ -321,3 +321,28 @@ def test_a_checkpoint_with_a_pool_goes_on_without_one(planned: dict[str, str], r
     without.logger.load_checkpoint(logged)
     assert "disagreement_pool" not in without.logger.local_logger.my_fantastic_logging
     assert without.logger.get_value("disagreement_val", step=None) == [0.5]
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(planned["2d"], "2d", 0)
+    trainer.initialize()
+    path = tmp_path / "saved" / "checkpoint_latest.pth"
+    path.parent.mkdir()
+    trainer.save_checkpoint(str(path))
+    before = path.read_bytes()
+    assert torch.load(path, weights_only=False)["trainer_name"] == "QAsemiTrainer"
+
+    def killed(_: Any, filename: str) -> None:
+        Path(filename).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(str(path))
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    trainer.disable_checkpointing = True
+    trainer.save_checkpoint(str(path.parent / "none.pth"))
+    assert not (path.parent / "none.pth").exists()

@@ -138,6 +138,28 @@ def test_the_loss_is_the_mean_over_outputs(planned: dict[str, str], results: Pat
     assert trainer.loss(outputs, [target] * len(outputs)).item() == pytest.approx(np.mean(parts), rel=1e-5)
 
 
+def test_the_log_says_how_much_more_memory_than_planned(
+    planned: dict[str, str], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(planned["2d"], "2d", 0, name=NAME)
+    trainer.initialize()
+    stock = trainer_of(planned["2d"], "2d", 0, name="QAsemiTrainer")
+    stock.initialize()
+    patch = trainer.configuration_manager.patch_size
+    ours, theirs = (one.network.compute_conv_feature_map_size(patch) for one in (trainer, stock))
+    text = f"about {ours / theirs:.1f} times the memory that the plans were made for; "
+    assert text in (log := Path(trainer.log_file).read_text())
+    assert "`nnunet-qa plans --batch-size` or `--patch-size`" in log
+    state = torch.get_rng_state()
+    trainer._memory_factor()
+    assert torch.equal(torch.get_rng_state(), state)  # the first weights stay those of the seed
+    monkeypatch.delattr(NestedUNet, "compute_conv_feature_map_size")
+    broken = trainer_of(planned["2d"], "2d", 0, name=NAME)
+    broken.initialize()
+    assert broken.was_initialized
+    assert "cannot be compared" in Path(broken.log_file).read_text()
+
+
 def test_pretrained_weights_are_taken_without_the_heads(planned: dict[str, str], results: Path, tmp_path: Path) -> None:
     first, second = (trainer_of(planned["2d"], "2d", fold, name=NAME) for fold in (0, 1))
     first.initialize()
