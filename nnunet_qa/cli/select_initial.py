@@ -66,10 +66,16 @@ def initial(
     first = next(iter(settings["images"].values()))
     each = "1 channel" if len(first) == 1 else f"{len(first)} channels"
     _say(f"Measuring {len(settings['images'])} cases of {each} each in {first[0].parent}.")
-    how = {"definition": definition, "channel": channel, "offset": offset, "median_size": median_size, "jobs": jobs}
-    measured = measure_cases(**settings, roi=roi, labels=labels or (), **how)
-    limits = {"quantiles": quantiles, "epsilon": epsilon, "target_size": target_size}
-    table = initial_set(measured, definition=definition, subjects=subjects, **limits)
+    settings |= {"definition": definition, "channel": channel, "offset": offset, "median_size": median_size}
+    measured = measure_cases(**settings, roi=roi, labels=labels or (), jobs=jobs)
+    table = initial_set(
+        measured,
+        definition=definition,
+        quantiles=quantiles,
+        epsilon=epsilon,
+        target_size=target_size,
+        subjects=subjects,
+    )
     write_initial_set(output / FILE_NAME, table)
     initial_set_picture(output / FIGURE_NAME, table, definition=definition)
     _show(table, output / FILE_NAME, output / FIGURE_NAME)
@@ -90,8 +96,8 @@ def _images(
     if (dataset is None) == (folder is None):
         raise SelectionError("give either a dataset with -d or a folder of images with -i")
     if folder is not None:
-        images, ending = images_in(folder)
-        return {"images": images, "file_ending": ending, "masks": masks}, None
+        found, ending = images_in(folder)
+        return {"images": found, "file_ending": ending, "masks": masks}, None
     raw = raw_dataset_folder(str(dataset))
     refuse_unsettled(raw)
     content = read_dataset_json(raw)

@@ -46,7 +46,7 @@ def test_every_command_of_the_page(fresh_folders: Path, monkeypatch: pytest.Monk
         folder = Path(arguments[arguments.index("-o") + 1])
         assert (folder / "initial_set.png").is_file()
         written[folder.name] = pd.read_csv(folder / "initial_set.csv")
-    names = ["initial", "initial-epsilon", "initial-quantiles", "initial-mask", "initial-scans"]
+    names = ["initial", "initial-ct", "initial-epsilon", "initial-quantiles", "initial-mask", "initial-scans"]
     assert list(written) == names
     assert all(table["case_id"].tolist() == list(pool) for table in written.values())
     assert written["initial"]["selected"].sum() == 8

@@ -83,7 +83,7 @@ def test_a_number_alone_goes_by_the_ranking_whatever_q_is(quality: Path, tmp_pat
     assert len(chosen(tmp_path)) == 25
     assert "q0" not in result.stderr
     assert minimal("-q", quality, "--per-subject", 1).exit_code == 0
-    assert chosen(tmp_path)[-1] == "S7_0"  # Q below 0.9
+    assert chosen(tmp_path)[-1] == "S7_1"  # Q below 0.9
     assert error("-q", quality, "--q0", 0, "-n", 3).endswith("Raise q0")
 
 

@@ -100,7 +100,7 @@ def test_an_empty_set_is_one_clear_line() -> None:
     assert "the minimal set is empty: no candidate of 5 has Q below q0 = 0.1 (the lowest is 0.3)" in text
     assert text.endswith("Raise q0, or give a number of cases instead")
     assert "\n" not in text
-    with pytest.raises(SelectionError, match="Raise q0$"):  # a number would not help
+    with pytest.raises(SelectionError, match=r"Raise q0$"):  # a number would not help
         minimal_set(table(), q0=0.1, number=3)
 
 
