@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from nnunet_qa.evaluation.per_image import evaluate_images
-from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, QUNetPlusPlusExperiment
+from nnunet_qa.experiments.qu_net_plus_plus import INITIAL, TRANSFER, QUNetPlusPlusExperiment
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
@@ -45,7 +45,8 @@ def choices(experiment: QUNetPlusPlusExperiment) -> pd.DataFrame:
         rows.append({"seed": first.seed, "arm": POOL, **_look(known, looks), **whole})
         for cell in experiment.runner.done():
             record = cell.result()
-            if cell.seed == first.seed and record.get("s_m") and set(record["s_m"]) <= set(known.index):
+            # the transferred arm has a first model of its own
+            if cell.seed == first.seed and cell.arm != TRANSFER and record.get("s_m"):
                 chosen = known.loc[record["s_m"]]
                 rows.append({"seed": cell.seed, "arm": cell.arm, **_look(chosen, looks)})
     return pd.DataFrame(rows)

@@ -148,9 +148,9 @@ def _comparison_table(table: pd.DataFrame, titles: dict[str, str]) -> str:
             titles[row.arm],
             row.draws,
             f"{row.difference:+.3f}",
-            f"{row.low:+.3f} to {row.high:+.3f}",
-            f"{row.p_wilcoxon:.3f} ({row.p_wilcoxon_holm:.3f})",
-            f"{row.p_t:.3f} ({row.p_t_holm:.3f})",
+            "n/a" if np.isnan(row.low) else f"{row.low:+.3f} to {row.high:+.3f}",  # one subject
+            _p_text(row.p_wilcoxon, row.p_wilcoxon_holm),
+            _p_text(row.p_t, row.p_t_holm),
             f"{row.seeds_better} of {row.seeds}",
             f"{row.subjects}/{row.pairs}",
         ]
@@ -163,6 +163,10 @@ def _comparison_table(table: pd.DataFrame, titles: dict[str, str]) -> str:
         f'"{titles["replicate"]}" shows: the same images from the same first weights.'
     )
     return f"{markdown_table([*heads, 'Better in draws', 'Subjects/pairs'], rows)}\n\n{note}"
+
+
+def _p_text(p: float, adjusted: float) -> str:
+    return "n/a" if np.isnan(p) else f"{p:.3f} ({adjusted:.3f})"
 
 
 def _figures(
