@@ -225,10 +225,12 @@ class QAPredictor(nnUNetPredictor):
         return outputs[:heads]
 
     @torch.inference_mode()
-    def _internal_predict_sliding_window_return_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _internal_predict_sliding_window_return_logits(
+        self, data: torch.Tensor, slicers: Any, do_on_device: bool = True
+    ) -> torch.Tensor:
         # nnU-Net calls this a second time where the first ran out of memory
         with _seeded(self.seed + self._folds_done) if self.mc_dropout else nullcontext():
-            return super()._internal_predict_sliding_window_return_logits(*args, **kwargs)
+            return super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
 
     @torch.inference_mode()
     def predict_logits_from_preprocessed_data(self, data: torch.Tensor) -> torch.Tensor:
