@@ -7,7 +7,6 @@ folders of its own, which refer to the preprocessed data and hold their own `spl
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.images import holds_volumes, read_array
 from nnunet_qa.data.journal import locked
 from nnunet_qa.data.paths import read_json
+from nnunet_qa.data.pool import case_files
 from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import write_splits
@@ -129,11 +128,11 @@ class Holdout:
 
     def images(self, case: str) -> list[Path]:
         """Channel files of a case."""
-        return [Path(path) for path in self._files[case]["images"]]
+        return list(self._files[case]["images"])
 
     def label(self, case: str) -> Path:
         """True label of a case."""
-        return Path(self._files[case]["label"])
+        return self._files[case]["label"]
 
     def image(self, case: str) -> np.ndarray:
         """First channel of a case, `(rows, columns)` or `(slices, rows, columns)`."""
@@ -145,7 +144,17 @@ class Holdout:
 
     @cached_property
     def _files(self) -> dict[str, dict[str, Any]]:
-        return get_filenames_of_train_images_and_targets(os.fspath(self.source), self.dataset_json)
+        # nnU-Net's own search forks processes, which would keep our locks if this one were killed
+        entries = self.dataset_json.get("dataset")
+        if entries is None:
+            channels, ending = len(self.dataset_json["channel_names"]), self.dataset_json["file_ending"]
+            images = case_files(self.source / FOLDERS[Role.LABELLED][0], ending, channels)
+            labels = self.source / FOLDERS[Role.LABELLED][1]
+            return {case: {"images": paths, "label": labels / f"{case}{ending}"} for case, paths in images.items()}
+        return {
+            case: {"images": [self.source / path for path in entry["images"]], "label": self.source / entry["label"]}
+            for case, entry in entries.items()
+        }
 
     def prepare(self) -> None:
         """Write the raw dataset of links, plan and preprocess it; what an earlier run finished is kept.
@@ -217,6 +226,8 @@ class Holdout:
             for case in cases:
                 if case not in self._files:
                     raise DatasetError(f"{self.source}: the case {case} of {CASES} has no image in imagesTr")
+                if not self.label(case).is_file():
+                    raise DatasetError(f"{self.label(case)}: not found; the experiment needs a label for every case")
                 for channel, path in enumerate(self.images(case)):
                     _link(path, images / f"{case}_{channel:04d}{ending}")
                 _link(self.label(case), labels / f"{case}{ending}")

@@ -323,3 +323,21 @@ def test_two_processes_prepare_one_after_the_other(
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert trace.read_text().splitlines() == ["nnUNetv2_plan_and_preprocess"]
+
+
+def test_images_that_dataset_json_names_elsewhere_are_found_without_starting_processes(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tmp_path / sources["2d"].name
+    source.mkdir()
+    content = json.loads((sources["2d"] / "dataset.json").read_text())
+    image = next((sources["2d"] / "imagesTr").iterdir())
+    entry = {"images": [os.path.relpath(image, source)], "label": "labels/here.png"}
+    write_json(source / "dataset.json", {**content, "dataset": {"one": entry}})
+    before = set(multiprocessing.active_children())
+    holdout = Holdout(source, tmp_path / "out", Parts(("one",), (), ()), "2d", Budget(**TINY))
+    np.testing.assert_array_equal(holdout.image("one"), imread(image))
+    assert holdout.label("one") == source / "labels" / "here.png"
+    assert set(multiprocessing.active_children()) == before  # they would keep the locks of a run that is killed
+    with pytest.raises(DatasetError, match=r"labels/here.png: not found; the experiment needs a label"):
+        holdout.prepare()
