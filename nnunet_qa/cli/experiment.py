@@ -42,7 +42,6 @@ def qu_net_plus_plus(
     ),
     device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
     jobs: int = typer.Option(1, "--jobs", "-np", min=1, help="Processes of each command."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="Threads of each numerical library."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
     report_only: bool = typer.Option(False, "--report-only", help="Write tables and figures of what is done."),
 ) -> None:
@@ -81,7 +80,6 @@ def qu_net_plus_plus(
         protocol=protocol,
         device=chosen_device(device).type,
         jobs=jobs,
-        threads=threads,
     )
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not report_only:

@@ -40,10 +40,10 @@ def plans(
         dataset,
         configuration,
         smaller=Smaller(
-            features=_numbers(features, "--features"),
+            features=numbers(features, "--features"),
             batch_size=batch_size,
-            patch_size=_numbers(patch_size, "--patch-size"),
-            image_size=_numbers(image_size, "--image-size"),
+            patch_size=numbers(patch_size, "--patch-size"),
+            image_size=numbers(image_size, "--image-size"),
         ),
         source=source,
         identifier=identifier,
@@ -55,7 +55,12 @@ def plans(
     typer.echo(f"train with: nnUNetv2_train {dataset} {configuration} 0 -p {identifier} -tr QAsemiTrainer", err=True)
 
 
-def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Whole numbers of an option such as `--patch-size 96,192`; None where it was not given.
+
+    Raises:
+        PlansError: the text is something else.
+    """
     if text is None:
         return None
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from nnunet_qa.cli.plans import numbers
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -48,7 +50,7 @@ def transfer(
         identifier=identifier,
         checkpoint=checkpoint,
         plans=plans,
-        patch_size=_numbers(patch_size),
+        patch_size=numbers(patch_size, "--patch-size"),
         batch_size=batch_size,
         overwrite=overwrite,
     )
@@ -62,14 +64,3 @@ def transfer(
         f"  nnUNetv2_train {dataset} {configuration} 0 {which} -pretrained_weights {shlex.quote(str(done.weights))}"
     )
     typer.echo(f'  nnunet-qa score -i "{images}" -o predictions -d {dataset} -c {configuration} {which} -f 0')
-
-
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    from nnunet_qa.data.plans import PlansError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise PlansError(f'--patch-size "{text}": must be whole numbers parted by commas, such as 96,192') from error

@@ -30,7 +30,7 @@ class Budget(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     patch_size: tuple[int, ...] | None = None
     image_size: tuple[int, ...] | None = None
-    """Pixels to which the median image is resampled, `(y, x)`; None keeps the planned spacing."""
+    """Voxels to which the median image is resampled, in the order of the plans; None keeps the planned spacing."""
     mirroring: bool = True
     """Test-time mirroring."""
     unet: str = "QAsemiTrainer"
@@ -94,5 +94,5 @@ BUDGETS = {
         unet_plus_plus="PaperQUNetPlusPlusTrainer",
     ),
 }
-"""`cpu`: under an hour on two cores for small images. `gpu`: the networks that nnU-Net plans. `paper`: paper 001's own
-networks, loss, optimiser and augmentation, 60 epochs a stage."""
+"""`cpu`: for small images on two cores; docs/results/qu-net-plus-plus says how long it takes. `gpu`: the networks that
+nnU-Net plans. `paper`: paper 001's own networks, loss, optimiser and augmentation, 60 epochs a stage."""

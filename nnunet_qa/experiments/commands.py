@@ -13,19 +13,17 @@ from nnunet_qa.environment import EXT_TRAINER, FOLDERS, with_external_trainer
 from nnunet_qa.errors import DependencyError
 
 
-def environment_of(folder: Path, *, jobs: int, threads: int | None = None) -> dict[str, str]:
+def environment_of(folder: Path, *, jobs: int) -> dict[str, str]:
     """Environment in which nnU-Net's three folders lie below one folder and our trainers are found.
 
     Args:
         folder: holds `nnUNet_raw`, `nnUNet_preprocessed` and `nnUNet_results`.
         jobs: processes of each command.
-        threads: threads of each numerical library; None leaves what is set.
     """
     own = {name: str(folder / name) for name in FOLDERS}
     trainer = with_external_trainer(os.environ.get(EXT_TRAINER))
     processes = {"nnUNet_def_n_proc": str(jobs), "nnUNet_n_proc_DA": str(max(1, jobs // 2))}
-    numeric = {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**os.environ, **own, EXT_TRAINER: trainer, **processes, **numeric}
+    return {**os.environ, **own, EXT_TRAINER: trainer, **processes}
 
 
 def run_command(command: Sequence[str], *, environment: Mapping[str, str], log: Path, lock: int | None = None) -> None:

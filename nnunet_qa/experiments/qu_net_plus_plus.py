@@ -85,7 +85,6 @@ class QUNetPlusPlusExperiment:
         protocol: what is done.
         device: `cpu`, `cuda` or `mps`.
         jobs: processes of each command.
-        threads: threads of each numerical library; None leaves what is set.
     """
 
     source: Path
@@ -93,14 +92,13 @@ class QUNetPlusPlusExperiment:
     protocol: Protocol
     device: str = "cpu"
     jobs: int = 1
-    threads: int | None = None
     _holdouts: dict[int, Holdout] = field(default_factory=dict)
 
     @cached_property
     def runner(self) -> Runner:
         """The runner with all arms."""
         settings = {"experiment": "qu-net-plus-plus", "source": self.source, **self.protocol.settings()}
-        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs, threads=self.threads)
+        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
 
     def default_arms(self) -> list[str]:
         """All arms that can be run: those of transfer only where there is a model to start from."""

@@ -98,14 +98,12 @@ class Runner:
         settings: what determines the results (JSON); arms and seeds may be added later and are not in it.
         arms: all that there are, those that others need before these.
         jobs: processes of each command.
-        threads: threads of each numerical library; None leaves what is set.
     """
 
     folder: Path
     settings: dict[str, Any]
     arms: tuple[Arm, ...]
     jobs: int = 1
-    threads: int | None = None
 
     def begin(self, *, overwrite: bool = False) -> None:
         """Make the folder, or go on in it.
@@ -135,7 +133,7 @@ class Runner:
     def cell(self, arm: str, seed: int) -> Cell:
         """The cell of an arm and a seed."""
         folder = self.folder / "runs" / arm / f"seed_{seed}"
-        return Cell(arm, seed, folder, environment_of(folder, jobs=self.jobs, threads=self.threads))
+        return Cell(arm, seed, folder, environment_of(folder, jobs=self.jobs))
 
     def chosen(self, names: Sequence[str] | None) -> list[Arm]:
         """The arms of these names with all that they need, in the order in which they run; None for all.
