@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nnunet_qa.errors import ConfigError, nearest
 
@@ -92,6 +92,124 @@ def limits(threshold: float | None, number: int | None, per_subject: int | None)
     return {"threshold": threshold, "number": number, "per_subject": per_subject}
 
 
+class LabelledLoss(str, Enum):
+    """The loss of annotated cases: nnU-Net's own, or the multi-sourced Dice loss (paper 002, section 2.4).
+
+    `auto` is `msdl` where a case declares that it labels only some of the classes, else `nnunet`.
+    """
+
+    AUTO = "auto"
+    NNUNET = "nnunet"
+    MSDL = "msdl"
+
+
+class LabelledLossConfig(_Section):
+    """The loss of annotated cases, see docs/partial-labels.md."""
+
+    kind: LabelledLoss = LabelledLoss.AUTO
+    cross_entropy: bool = True
+    """With `msdl`: add cross entropy in which the classes that a case does not label count as background."""
+
+
+class UnlabelledLossConfig(_Section):
+    """A loss of pool images that is added to the loss of annotated ones."""
+
+    weight: float = Field(0.1, ge=0)
+    """Weight at the end of the ramp-up."""
+    ramp_up: float = Field(0.4, ge=0, le=1)
+    """Part of the epochs over which the weight grows, as exp(−5 (1 − t)²)."""
+    every: int = Field(1, ge=1)
+    """Add the loss only in one of so many steps."""
+    batch_size: int | None = Field(None, ge=1)
+    """Pool images (patches) of a step; null for as many as annotated ones."""
+
+
+class GuardConfig(_Section):
+    """Stops the QA loss when the network learns to please the discriminator instead of to segment."""
+
+    enabled: bool = True
+    patience: int = Field(10, ge=1)
+    """Epochs in a row that must look bad."""
+    tolerance: float = Field(0.05, ge=0, le=1)
+    """How far the labelled pseudo Dice may fall, or the disagreement on the pool rise, from its best."""
+
+
+class SimulationConfig(_Section):
+    """The discriminator that a training fits for itself, from simulated errors of its annotated cases."""
+
+    patches: int = Field(300, ge=2)
+    """Patches of annotated training cases, half of them augmented."""
+    per_code: int = Field(1, ge=1)
+    """Corruptions of each patch and code."""
+    epochs: int = Field(40, ge=1)
+    patience: int = Field(10, ge=1)
+    """Epochs without a better validation RMSE after which the fit ends."""
+    learning_rate: float = Field(1e-4, gt=0)
+    weights: Path | None = None
+    """State dict of torchvision's ResNet-18 to start from."""
+
+
+class CodeConfig(_Section):
+    """Dice at which a segmentation gets which code: from `success` on 0, below `failure` 2, else 1."""
+
+    success: float = Field(0.8, gt=0, le=1)
+    failure: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> CodeConfig:
+        if self.failure > self.success:
+            raise ValueError("failure must not be above success")
+        return self
+
+
+class QAOutputs(str, Enum):
+    """Which outputs of deep supervision the discriminator sees."""
+
+    FINEST = "finest"
+    ALL = "all"
+
+
+class QALossConfig(UnlabelledLossConfig):
+    """The QA loss of paper 002: a frozen discriminator codes the predictions of pool images, 0 is the aim."""
+
+    enabled: bool = True
+    """Where there is a pool."""
+    discriminator: Path | None = None
+    """File of `nnunet-qa discriminator fit`; null for `nnUNet_results/DatasetXXX/qa/discriminator.pt`, and where that
+    is absent one is fitted at the start of the training."""
+    entropy_weight: float = Field(0.0, ge=0)
+    """Weight of the entropy of the predicted probabilities beside the squared code."""
+    hard: bool = False
+    """Show the discriminator hardened overlays; gradients pass as if they were soft."""
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on the montage, whose values are in [0, 1]."""
+    outputs: QAOutputs = QAOutputs.FINEST
+    views: tuple[int, ...] | None = Field(None, min_length=1)
+    """Axes (0 = z) along which a volume is cut into slices; null for the coarsest."""
+    slices: int | None = Field(None, ge=1)
+    """Slices in a montage; null for up to 64 of a volume, and up to 16 of a case of a 2D configuration."""
+    window: tuple[float, float] | None = (-175.0, 275.0)
+    """Intensities shown from black to white where the plans normalise CT; else robust percentiles are."""
+    codes: CodeConfig = CodeConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    refit_every: int = Field(0, ge=0)
+    """Fit the discriminator anew every so many epochs, also on current predictions of annotated cases; 0 for never."""
+    guard: GuardConfig = GuardConfig()
+
+
+class MeanTeacherConfig(UnlabelledLossConfig):
+    """MeanTeacherTrainer: the network agrees on pool images with the moving average of its own weights."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Of the moving average, per step; fewer at the start of a training."""
+    noise: float = Field(0.1, ge=0)
+    """Standard deviation of the Gaussian noise on what the network, but not its teacher, sees."""
+
+
+class CrossPseudoConfig(UnlabelledLossConfig):
+    """CrossPseudoTrainer: two networks take each other's hardened predictions of pool images as labels."""
+
+
 class LaterConfig(_Section):
     """A feature whose place in the file is settled and that this version does not have yet."""
 
@@ -113,7 +231,10 @@ class QAConfig(_Section):
     pool: PoolConfig = PoolConfig()
     scoring: ScoringConfig = ScoringConfig()
     queue: QueueConfig = QueueConfig()
-    qa_loss: LaterConfig = LaterConfig()
+    labelled_loss: LabelledLossConfig = LabelledLossConfig()
+    qa_loss: QALossConfig = QALossConfig()
+    mean_teacher: MeanTeacherConfig = MeanTeacherConfig()
+    cross_pseudo: CrossPseudoConfig = CrossPseudoConfig()
     injection: LaterConfig = LaterConfig()
 
     @classmethod
@@ -122,6 +243,7 @@ class QAConfig(_Section):
         return cls(
             head_weights=HeadWeights.NNUNET,
             pool=PoolConfig(enabled=False),
+            labelled_loss=LabelledLossConfig(kind=LabelledLoss.NNUNET),
             scoring=ScoringConfig(every_epoch=False, final=False),
         )
 

@@ -1,4 +1,4 @@
-"""The raw datasets that the experiment of QU-Net++ is run on."""
+"""The raw datasets that the experiments are run on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from skimage.io import imread, imsave
 
-from benchmarks.qu_net_plus_plus.datasets import convert_covid, convert_hippocampus, convert_oct
+from benchmarks.datasets import convert_covid, convert_hippocampus, convert_oct, convert_openkbp
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.errors import DatasetError, ImageError
 
@@ -77,8 +77,45 @@ def test_hippocampus_keeps_values_and_place(tmp_path: Path) -> None:
         convert_hippocampus(source, tmp_path / "other", number=4)
 
 
+def test_head_and_neck_keeps_organs_values_and_place(tmp_path: Path) -> None:
+    columns = np.arange(128, dtype=np.int16)
+    labels = np.zeros((128,) * 3, np.uint8)
+    for value in range(1, 8):
+        labels[10 + 10 * value : 18 + 10 * value, 50:66, 60:76] = value
+    source = volumes(tmp_path / "data", np.broadcast_to(columns, labels.shape), labels, "pt_1", "pt_2")
+    for path in sorted((source / "images").iterdir()):
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((4.0, 5.0, 2.5))
+        image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+        sitk.WriteImage(image, str(path))
+    folder = convert_openkbp(source, tmp_path / "raw", size=32)
+    assert json.loads((folder / "dataset.json").read_text())["channel_names"] == {"0": "CT"}
+    assert CaseTable.read(folder / "cases.csv").subjects() == {"pt_1": "pt_1", "pt_2": "pt_2"}
+    image, label = (
+        sitk.ReadImage(str(folder / name)) for name in ("imagesTr/pt_1_0000.nii.gz", "labelsTr/pt_1.nii.gz")
+    )
+    assert image.GetSize() == label.GetSize() == (32, 32, 32)
+    assert image.GetSpacing() == pytest.approx((8, 10, 10))
+    values, organs = sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(label)
+    # each column holds its own place in the source, so the place of a voxel in the patient says what it must hold
+    for index in ((0, 0, 0), (31, 5, 9)):
+        x = image.TransformIndexToPhysicalPoint(index)[0]
+        assert values[index[2], index[1], index[0]] == pytest.approx(x / 4 - 1024)
+    middle = [
+        organs[label.TransformPhysicalPointToIndex((270.0, 290.0, -2.5 * (14 + 10 * v)))[::-1]] for v in range(1, 8)
+    ]
+    assert middle == [1, 2, 3, 3, 0, 0, 4]
+    with pytest.raises(DatasetError, match="--size 65: give 8 to 64, the voxels of an edge"):
+        convert_openkbp(source, tmp_path / "other", size=65)
+    with pytest.raises(DatasetError, match=r'--organs "jaw": there is no such organ; choose from brainstem'):
+        convert_openkbp(source, tmp_path / "other", organs=["jaw"])
+    volumes(source, np.zeros((4, 5, 6), np.int16), np.zeros((4, 5, 6), np.uint8), "pt_0")
+    with pytest.raises(ImageError, match=r"pt_0\.nii\.gz: has shape \(4, 5, 6\), not \(128, 128, 128\)"):
+        convert_openkbp(source, tmp_path / "other", size=32)
+
+
 def test_wrong_sources(tmp_path: Path) -> None:
-    for convert in (convert_oct, convert_covid, convert_hippocampus):
+    for convert in (convert_oct, convert_covid, convert_hippocampus, convert_openkbp):
         with pytest.raises(
             DatasetError, match=r"images: no \*\.\S+ there; give the folder of the shared sets with --shared"
         ):
@@ -132,3 +169,22 @@ def test_real_slices_hold_infection_at_the_back_of_the_lungs(real_data: Path, tm
                 rows += np.nonzero(label)[0].tolist()
                 lung += np.nonzero(image)[0].tolist()
         assert np.mean(rows) > np.mean(lung) + 3
+
+
+@pytest.mark.real_data
+def test_real_head_and_neck_loses_no_organ(real_data: Path, tmp_path: Path) -> None:
+    names = ["pt_22.nii.gz", "pt_99.nii.gz"]  # organs that reach furthest forward, left and right
+    source = part_of(real_data / "openkbp_head_neck_ct", tmp_path / "data", names, ("images", "labels"))
+    folder = convert_openkbp(source, tmp_path / "raw")
+    for name in names:
+        native, small = (sitk.ReadImage(str(parent / name)) for parent in (source / "labels", folder / "labelsTr"))
+        volumes_ml = [
+            [np.isin(sitk.GetArrayFromImage(image), value).sum() * np.prod(image.GetSpacing()) for value in wanted]
+            for image, wanted in ((native, (1, 2, (3, 4), 7)), (small, (1, 2, 3, 4)))
+        ]
+        assert volumes_ml[1] == pytest.approx(volumes_ml[0], rel=0.31)
+    alone = convert_openkbp(source, tmp_path / "alone", organs=["mandible"])
+    for name in names:
+        both, mandible = (sitk.GetArrayFromImage(sitk.ReadImage(str(at / "labelsTr" / name))) for at in (folder, alone))
+        assert mandible.max() == 1
+        assert np.count_nonzero((both == 4) != (mandible == 1)) <= 0.2 * (mandible == 1).sum()

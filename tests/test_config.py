@@ -44,7 +44,7 @@ def test_values_of_the_file_and_defaults_for_the_rest(tmp_path: Path) -> None:
         ("training: {epochs: many}\n", r'"training\.epochs": .*integer.* \(found: \'many\'\)'),
         ("queue: {threshold: 1.5}\n", r'"queue\.threshold"'),
         ("head_weights: most\n", '"head_weights"'),
-        ("qa_loss: {enabled: true}\n", r'"qa_loss\.enabled": is not available in this version'),
+        ("injection: {enabled: true}\n", r'"injection\.enabled": is not available in this version'),
         ("- 1\n", "must hold keys and values, found a list"),
         ("a: [\n", "is not valid YAML"),
     ],

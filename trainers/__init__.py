@@ -1,12 +1,16 @@
 """The trainers that `nnUNetv2_train -tr` finds through `external/`."""
 
 from . import one_line_errors
+from .cross_pseudo import CrossPseudoTrainer
+from .mean_teacher import MeanTeacherTrainer
 from .paper_qu_net_plus_plus import PaperQUNetPlusPlusTrainer, PaperQUNetTrainer
 from .qa_semi_trainer import QAsemiTrainer
 from .qu_net_plus_plus import QUNetPlusPlusTrainer
 from .variants import QAsemiTrainer_5epochs, QAsemiTrainer_50epochs, QAsemiTrainer_250epochs
 
 __all__ = [
+    "CrossPseudoTrainer",
+    "MeanTeacherTrainer",
     "PaperQUNetPlusPlusTrainer",
     "PaperQUNetTrainer",
     "QAsemiTrainer",

@@ -20,10 +20,10 @@ from nnunet_qa.cases import Role
 from nnunet_qa.inference.predictor import QAPredictor, unwrapped
 
 if TYPE_CHECKING:
-    from .qa_semi_trainer import QAsemiTrainer
+    from .pool_trainer import PoolTrainer
 
 
-def score_cases(trainer: QAsemiTrainer, dataset: Any, role: Role) -> list[dict[str, Any]]:
+def score_cases(trainer: PoolTrainer, dataset: Any, role: Role) -> list[dict[str, Any]]:
     """Score preprocessed cases with the trained network.
 
     Under DDP each rank scores its share.
@@ -103,7 +103,7 @@ def _ending(path: str) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
 
 
-def _save_for_next_stages(trainer: QAsemiTrainer, case: str, logits: torch.Tensor, properties: dict[str, Any]) -> None:
+def _save_for_next_stages(trainer: PoolTrainer, case: str, logits: torch.Tensor, properties: dict[str, Any]) -> None:
     """Hand a pool case's segmentation to the next stages of the cascade, as nnU-Net does for validation cases."""
     for stage in trainer.configuration_manager.next_stage_names or []:
         dataset = trainer.next_stage_pools[stage].dataset()

@@ -13,7 +13,7 @@ from torch import nn
 
 from nnunet_qa.files import write_csv
 
-from .qa_semi_trainer import QAsemiTrainer
+from .pool_trainer import PoolTrainer
 
 FILE_NAME = "level_losses.csv"
 
@@ -63,8 +63,8 @@ def add_epoch(path: Path, epoch: int, part: str, losses: Sequence[float]) -> Non
     write_csv(path, new.round(6))
 
 
-class LevelLossesTrainer(QAsemiTrainer):
-    """QAsemiTrainer that writes `level_losses.csv` where its loss is a LevelLosses; the base of QU-Net++'s trainers."""
+class LevelLossesTrainer(PoolTrainer):
+    """PoolTrainer that writes `level_losses.csv` where its loss is a LevelLosses; the base of QU-Net++'s trainers."""
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """As nnU-Net's; adds the loss of each level to `level_losses.csv` (under DDP: of rank 0's batches)."""
@@ -72,7 +72,7 @@ class LevelLossesTrainer(QAsemiTrainer):
         self._write_level_losses("train")
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """As QAsemiTrainer's; adds the loss of each level to `level_losses.csv`."""
+        """As PoolTrainer's; adds the loss of each level to `level_losses.csv`."""
         super().on_validation_epoch_end(val_outputs)
         self._write_level_losses("validation")
 

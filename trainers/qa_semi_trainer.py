@@ -1,308 +1,143 @@
-"""QAsemiTrainer: nnUNetTrainer that knows an unlabelled pool and measures the quality of what it predicts.
+"""QAsemiTrainer: nnU-Net with the QA loss of paper 002 on the images of the pool.
 
-Settings come from `qa.yaml` (`nnunet_qa.config`). Without a pool the loss, the batches and the optimiser are nnU-Net's
-own; the disagreement of the two finest outputs is measured beside them.
+A frozen discriminator looks at montages of what the network predicts for pool images and gives each a quality code;
+its squared distance to 0 is the loss. Settings: `qa_loss` in `qa.yaml`. Without a pool it trains as nnUNetTrainer does.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-import pandas as pd
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.helpers import dummy_context
-from torch import autocast
 from torch import distributed as dist
 
-from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable, Role
-from nnunet_qa.config import QAConfig
-from nnunet_qa.data.journal import refuse_unsettled
-from nnunet_qa.data.paths import raw_dataset_folder_if_known
-from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool, refuse_overlap
-from nnunet_qa.data.splits import FILE_NAME as SPLITS
-from nnunet_qa.data.splits import grouped_splits, read_splits, write_splits
-from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
-from nnunet_qa.files import replacing
-from nnunet_qa.inference.predictor import class_names
-from nnunet_qa.quality.disagreement import agreement_of_outputs
-from nnunet_qa.quality.table import FILE_NAME as QUALITY
-from nnunet_qa.quality.table import read_quality, write_quality
-from nnunet_qa.selection.queue import FILE_NAME as QUEUE
-from nnunet_qa.selection.queue import annotation_queue, write_queue
+from nnunet_qa.config import QALossConfig, QAOutputs
+from nnunet_qa.inference.qa_montage import Renderer, renderer_of
+from nnunet_qa.losses.qa import QALoss, foreground_probabilities
+from nnunet_qa.losses.qa_guard import reason_to_stop
+from nnunet_qa.quality.disagreement import resize_output
+from nnunet_qa.quality.discriminator import Discriminator
+from nnunet_qa.quality.discriminator_file import FILE_NAME
 
-from .final_scoring import score_cases, with_true_dice
-from .heads import check_two_trained, head_weights
-from .progress import QALocalLogger
+from .qa_discriminator import fit_discriminator, load_fitting, wanted_file
+from .semi_trainer import SemiTrainer
 
 
-class QAsemiTrainer(nnUNetTrainer):
-    """Semi-supervised nnU-Net training; see the module.
+class QAsemiTrainer(SemiTrainer):
+    """SemiTrainer with the QA loss; see the module.
 
     Attributes:
-        config: settings from `qa.yaml`.
-        pool_images: channel files of the pool cases; empty where there is no pool or `pool.enabled` is false.
-        pool: the preprocessed pool, from `on_train_start` on.
-        next_stage_pools: the pool preprocessed for the next stages of the cascade.
+        discriminator: the frozen discriminator, from `on_train_start` on.
+        renderer: draws what it sees.
+        stopped: why the guard has stopped the QA loss; None while it goes on.
     """
 
-    num_epochs: int
-    num_iterations_per_epoch: int
-    num_val_iterations_per_epoch: int
-    initial_lr: float
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.raw_dataset_folder = raw_dataset_folder_if_known(self.plans_manager.dataset_name)
-        self.config, source = QAConfig.find(self.raw_dataset_folder)
-        self.print_to_log_file(f"QA settings: {source or 'defaults (no qa.yaml)'}")
-        self.world_size = dist.get_world_size() if self.is_ddp else 1
-        self._apply_training_settings()
-        self.pool: PreprocessedPool | None = None
-        self.next_stage_pools: dict[str, PreprocessedPool] = {}
-        self.pool_images: dict[str, list[Path]] = {}
-        if self.config.pool.enabled and self.raw_dataset_folder is not None:
-            self.pool_images = pool_images(self.raw_dataset_folder, dataset_json)
-            refuse_overlap(self.raw_dataset_folder, self.pool_images, dataset_json["file_ending"])
-        self._pool_loader: PoolLoader | None = None
-        self._measured: list[float] = []
-        keys: tuple[str, ...] = ()
-        if self.config.scoring.every_epoch:
-            keys = ("disagreement_val", "disagreement_pool") if self._pool_is_measured else ("disagreement_val",)
-        self.logger.local_logger = QALocalLogger(keys, self.logger.local_logger.verbose)
+    loss_key: ClassVar[str] = "qa_loss"
+    discriminator: Discriminator | None = None
+    renderer: Renderer | None = None
+    stopped: str | None = None
+    _qa: QALoss | None = None
 
     @property
-    def _pool_is_measured(self) -> bool:
-        return bool(self.pool_images) and self.config.pool.batches_per_epoch > 0
+    def unlabelled(self) -> QALossConfig:
+        """Settings of the QA loss."""
+        return self.config.qa_loss
 
-    def _apply_training_settings(self) -> None:
-        training = self.config.training
-        self.num_epochs = training.epochs or self.num_epochs
-        self.num_iterations_per_epoch = training.iterations_per_epoch or self.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = training.val_iterations_per_epoch or self.num_val_iterations_per_epoch
-        self.initial_lr = training.initial_lr or self.initial_lr
+    @property
+    def learns_from_pool(self) -> bool:
+        """Whether the QA loss is on and there is a pool."""
+        return self.unlabelled.enabled and super().learns_from_pool
 
-    def _build_loss(self) -> Any:
-        outputs = len(self._get_deep_supervision_scales() or [])
-        if self.config.scoring.every_epoch or self.config.scoring.final:
-            check_two_trained(self.config.head_weights, outputs, self.plans_manager.plans_name, self.configuration_name)
-        loss = super()._build_loss()
-        weights = head_weights(self.config.head_weights, outputs, with_pool=bool(self.pool_images))
-        if weights is not None and isinstance(loss, DeepSupervisionWrapper):
-            loss = DeepSupervisionWrapper(loss.loss, weights)
-            self.print_to_log_file(f"loss weights of the outputs, finest first: {[round(w, 4) for w in weights]}")
-        return loss
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """As nnU-Net's, but folds made here keep the slices of a subject together (`cases.csv`)."""
-        path = Path(self.preprocessed_dataset_folder_base) / SPLITS
-        table = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
-        if self.fold != "all" and not path.is_file() and table is not None and table.is_file():
-            subjects = CaseTable.read(table).subjects()
-            dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
-            cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-            write_splits(path.parent, grouped_splits({case: subjects.get(case, case) for case in cases}))
-            self.print_to_log_file(f"folds grouped by subject written to {path}")
-        if self.fold != "all" and path.is_file() and self.fold >= len(folds := read_splits(path)):
-            raise DatasetError(
-                f"{path}: has {len(folds)} folds, counted from 0, and no fold {self.fold}; nnU-Net would draw one that "
-                "parts subjects. Choose another fold, or all"
-            )
-        return super().do_split()
+    def foreground(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities of the foreground classes or regions `(batch, classes, *spatial)`."""
+        return foreground_probabilities(logits, regions=self.label_manager.has_regions)
 
     def on_train_start(self) -> None:
-        """Preprocess the pool once, then start as nnU-Net does."""
-        if self.raw_dataset_folder is not None:
-            refuse_unsettled(self.raw_dataset_folder)
-        if not self.was_initialized:
-            self.initialize()  # refuses unsuitable plans before hours go into the pool
-        if self.pool_images:
-            self._prepare_pool()
+        """As SemiTrainer's; loads the discriminator, or fits one where there is none."""
         super().on_train_start()
-        if self.config.scoring.every_epoch and self._pool_is_measured:
-            self._pool_loader = self._open_pool_loader()
-
-    def _prepare_pool(self) -> None:
-        self.print_to_log_file(f"unlabelled pool: {len(self.pool_images)} cases")
-        self.pool = self._preprocessed_pool(self.configuration_name)
-        previous = self.folder_with_segs_from_previous_stage
-        if previous is not None:
-            missing = [
-                case for case in self.pool.case_ids if not os.path.isfile(os.path.join(previous, f"{case}.b2nd"))
-            ]
-            if missing:
-                raise DatasetError(
-                    f"{previous}: {len(missing)} pool cases lack the previous stage's segmentation ({missing[0]}, …); "
-                    f"train {self.configuration_manager.previous_stage_name} with {type(self).__name__} first"
-                )
-
-    def _preprocessed_pool(self, configuration: str) -> PreprocessedPool:
-        """The pool of a configuration; under DDP rank 0 makes it and the others then find everything done."""
-        if self.local_rank != 0:
-            dist.barrier()
-        pool = prepare_pool(
-            self.pool_images,
-            Path(self.preprocessed_dataset_folder_base),
-            self.plans_manager.plans,
-            configuration,
-            self.dataset_json,
-            jobs=self.config.pool.jobs,
-        )
-        if self.is_ddp and self.local_rank == 0:
-            dist.barrier()
-        return pool
-
-    def _open_pool_loader(self) -> PoolLoader:
-        transforms = self.get_validation_transforms(
-            None,
-            is_cascaded=self.is_cascaded,
-            foreground_labels=self.label_manager.foreground_labels,
-            regions=None,
-            ignore_label=None,
-        )
-
-        def make() -> nnUNetDataLoader:
-            assert self.pool is not None
-            size = self.configuration_manager.patch_size
-            dataset = self.pool.dataset(self.folder_with_segs_from_previous_stage)
-            loader = nnUNetDataLoader(
-                dataset,
-                self.batch_size,
-                size,
-                size,
-                self.label_manager,
-                oversample_foreground_percent=0.0,
-                transforms=transforms,
+        if self.learns_from_pool:
+            slices = self._pool_batch_size if self._stacked else None
+            self.renderer = renderer_of(
+                self.plans_manager, self.configuration_manager, self.dataset_json, self.unlabelled, slices=slices
             )
-            loader.has_ignore = False  # there is no annotated area to keep patches within
-            return loader
+            self._use(self._find_discriminator(self.renderer))
 
-        processes = 0 if get_allowed_n_proc_DA() == 0 else 1
-        return PoolLoader(make, processes=processes, pin_memory=self.device.type == "cuda")
+    def _find_discriminator(self, renderer: Renderer) -> Discriminator:
+        own = Path(self.output_folder) / FILE_NAME
+        path = wanted_file(self)
+        refitted = 0 < self.unlabelled.refit_every < self.current_epoch
+        if (path is None or refitted) and self.current_epoch > 0 and own.is_file():
+            path = own  # a resumed training goes on with the one it had
+        if path is None:
+            return self._fit(renderer, own, on_predictions=False)
+        self.print_to_log_file(f"QA discriminator: {path}")
+        return load_fitting(self, path, renderer)
 
-    def on_train_end(self) -> None:
-        """As nnU-Net's; ends the pool loader too."""
-        self._close_pool_loader()
-        super().on_train_end()
-
-    def _close_pool_loader(self) -> None:
-        if self._pool_loader is not None:
-            self._pool_loader.close()
-            self._pool_loader = None
-
-    def on_validation_epoch_start(self) -> None:
-        """As nnU-Net's; from here on the outputs of the network are compared as they come."""
-        super().on_validation_epoch_start()
-        self._measured = []
-        if self.config.scoring.every_epoch:
-            # a hook sees what nnU-Net's own validation_step computes, so the network runs only once
-            self._hook = self.network.register_forward_hook(self._measure)
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """As nnU-Net's; logs the mean disagreement of validation patches and of pool patches."""
-        super().on_validation_epoch_end(val_outputs)
-        if not self.config.scoring.every_epoch:
-            return
-        self.logger.log("disagreement_val", self._mean_disagreement(), self.current_epoch)
-        if self._pool_loader is not None:
-            self._measured = []
-            for _ in range(self.config.pool.batches_per_epoch):
-                data = next(self._pool_loader)["data"].to(self.device, non_blocking=True)
-                with autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context():
-                    self.network(data)
-            self.logger.log("disagreement_pool", self._mean_disagreement(), self.current_epoch)
-        self._hook.remove()
-
-    def _measure(self, _module: Any, _args: Any, outputs: Any) -> None:
-        q = agreement_of_outputs(outputs[0].detach(), outputs[1].detach(), regions=self.label_manager.has_regions).mean
-        self._measured += q.tolist()
-
-    def _mean_disagreement(self) -> float:
-        measured = self._measured
-        if self.is_ddp:
-            measured = gathered(measured, self.world_size)
-        return 1.0 - float(np.mean(measured))
-
-    def on_epoch_end(self) -> None:
-        """As nnU-Net's; prints the disagreement below nnU-Net's figures."""
-        for key in ("disagreement_val", "disagreement_pool"):
-            if key in self.logger.local_logger.my_fantastic_logging:
-                self.print_to_log_file(key, np.round(self.logger.get_value(key, step=-1), decimals=4))
-        super().on_epoch_end()
-
-    def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net's, in one step: a training killed while it saves can still go on from the checkpoint before."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        with replacing(Path(filename)) as temporary:
-            super().save_checkpoint(str(temporary))
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """As nnU-Net's; then scores validation cases and pool and writes `quality.csv` and the annotation queue."""
-        super().perform_actual_validation(save_probabilities)
-        if self.config.scoring.final:
-            self._final_scoring()
-
-    def _final_scoring(self) -> None:
-        _, validation_cases = self.do_split()
-        validation = self.dataset_class(
-            self.preprocessed_dataset_folder,
-            list(validation_cases),
-            folder_with_segs_from_previous_stage=self.folder_with_segs_from_previous_stage,
-        )
-        rows = score_cases(self, validation, Role.LABELLED)
-        if self.pool_images:
-            if self.pool is None:
-                self._prepare_pool()
-            assert self.pool is not None
-            for stage in self.configuration_manager.next_stage_names or []:
-                self.next_stage_pools[stage] = self._preprocessed_pool(stage)
-            rows += score_cases(self, self.pool.dataset(self.folder_with_segs_from_previous_stage), Role.UNLABELLED)
-        if self.is_ddp:
-            rows = gathered(rows, self.world_size)
+    def _fit(self, renderer: Renderer, path: Path, *, on_predictions: bool) -> Discriminator:
+        """Fit a discriminator; under DDP rank 0 does, and the others read it."""
         if self.local_rank == 0:
-            summary = Path(self.output_folder) / "validation" / "summary.json"
-            labels = self.label_manager
-            values = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-            names = class_names(self.dataset_json, labels)
-            self._write_scores(with_true_dice(rows, summary, dict(zip(map(str, values), names, strict=True))))
+            self.print_to_log_file("QA discriminator: fitted on simulated errors of the annotated training cases …")
+            found = fit_discriminator(self, renderer, path, on_predictions=on_predictions)
+            metrics = found.metrics_["validation"]
+            self.print_to_log_file(
+                f"QA discriminator: validation RMSE {metrics['rmse']:.3f}, accuracy {metrics['accuracy']:.3f} on "
+                f"simulated errors of other subjects; written to {path}"
+            )
+        if self.is_ddp:
+            dist.barrier()
+        return load_fitting(self, path, renderer)
 
-    def _write_scores(self, table: pd.DataFrame) -> None:
-        folder = Path(self.output_folder)
-        write_quality(folder / QUALITY, table)
-        self.print_to_log_file(f"quality of validation cases and pool written to {folder / QUALITY}")
-        if not self.pool_images:
+    def _use(self, discriminator: Discriminator) -> None:
+        assert self.renderer is not None
+        self.discriminator = discriminator
+        settings = self.unlabelled
+        self._qa = QALoss(
+            discriminator.codes_of,
+            self.renderer,
+            regions=self.label_manager.has_regions,
+            hard=settings.hard,
+            noise=settings.noise,
+            entropy_weight=settings.entropy_weight,
+        )
+
+    def _wants_pool(self) -> bool:
+        return self.stopped is None
+
+    def _unlabelled_loss(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        images, qa = self._pool_images, self._qa
+        assert images is not None
+        assert qa is not None
+        if self.unlabelled.outputs is QAOutputs.FINEST:
+            outputs = outputs[:1]
+        return qa([resize_output(logits, tuple(images.shape[2:])) for logits in outputs], images)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {} if self.stopped is None else {"stopped": self.stopped}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self.stopped = state["stopped"]
+
+    def on_train_epoch_start(self) -> None:
+        """As SemiTrainer's; asks the guard, and fits the discriminator anew when it is time."""
+        super().on_train_epoch_start()
+        if not self.learns_from_pool or self.renderer is None:
             return
-        table_file = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
-        try:
-            cases = CaseTable.read(table_file) if table_file is not None and table_file.is_file() else None
-            queue = annotation_queue(read_quality(folder / QUALITY), cases=cases, **self.config.queue.limits())
-        except (CaseTableError, SelectionError) as error:  # the training itself is done and good
-            self.print_to_log_file(f"no annotation queue: {error}")
-            return
-        write_queue(folder / QUEUE, queue)
-        self.print_to_log_file(f"annotation queue of {len(queue)} cases written to {folder / QUEUE}")
-
-
-def gathered(values: Iterable[Any], world_size: int) -> list[Any]:
-    """All ranks' values in one list, in the order of ranks."""
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, list(values))
-    return [value for part in parts for value in part]
+        every = self.unlabelled.refit_every
+        if every and self.stopped is None and self.current_epoch > 0 and self.current_epoch % every == 0:
+            path = Path(self.output_folder) / FILE_NAME
+            self._use(self._fit(self.renderer, path, on_predictions=True))
+            self.network.train()
+        guard = self.unlabelled.guard
+        if guard.enabled and self.stopped is None:
+            logged = self.logger.local_logger.my_fantastic_logging
+            epochs = self.current_epoch
+            self.stopped = reason_to_stop(
+                qa=logged[self.loss_key][:epochs],
+                dice=logged["ema_fg_dice"][:epochs],
+                disagreement=logged["disagreement_pool"][:epochs] if "disagreement_pool" in logged else None,
+                patience=guard.patience,
+                tolerance=guard.tolerance,
+            )
+            if self.stopped is not None:
+                self.print_to_log_file(f"QA loss: stopped by its guard: {self.stopped}")

@@ -19,6 +19,7 @@ from nnunet_qa.cli import (
     env,
     evaluate,
     experiment,
+    montage,
     plans,
     pool,
     promote,
@@ -36,7 +37,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for module in (env, doctor, convert, cases, plans, pool, score, select, promote, evaluate, transfer, experiment, demo):
+for module in (
+    env,
+    doctor,
+    convert,
+    cases,
+    plans,
+    pool,
+    score,
+    select,
+    promote,
+    montage,
+    evaluate,
+    transfer,
+    experiment,
+    demo,
+):
     module.register(app)
 
 

@@ -1,4 +1,7 @@
-"""`nnunet-qa evaluate`: Dice of predictions, and how well Q would have found the failures."""
+"""`nnunet-qa evaluate`: Dice of predictions, and how well Q would have found the failures; `evaluate codes` beside it.
+
+The first is the subcommand `folders`, which need not be named.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,44 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
+
+from nnunet_qa.cli import evaluate_codes
+
+_DEFAULT = "folders"
+
+
+class _Group(TyperGroup):
+    """The subcommands; where the first word is an option, it belongs to the default one."""
+
+    def __init__(self, **settings: Any) -> None:
+        subcommands = typer.Typer(rich_markup_mode="markdown")
+        subcommands.command(_DEFAULT)(folders)
+        evaluate_codes.register(subcommands)
+        super().__init__(commands=dict(typer.main.get_group(subcommands).commands), **settings)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the name of the default subcommand."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate")(evaluate)
+    """Add the command and its subcommands."""
+    app.command("evaluate", cls=_Group)(evaluate)  # type: ignore[arg-type]  # Typer gives a group the same settings
 
 
-def evaluate(
+def evaluate() -> None:
+    """Compare predictions with the truth (`folders`, the default), or arms by their quality codes (`codes`).
+
+    The options of the default are shown by `nnunet-qa evaluate folders --help`.
+
+    Example: `nnunet-qa evaluate -p predictions -gt labelsTs -d 101`
+    """
+
+
+def folders(
     predictions: Path = typer.Option(..., "-p", help="Folder of predicted label maps."),
     truths: Path = typer.Option(..., "-gt", help="Folder of true label maps, with the same names."),
     dataset: str | None = typer.Option(None, "-d", help="Dataset that gives dataset.json and cases.csv."),

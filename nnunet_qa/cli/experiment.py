@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -11,6 +12,9 @@ from nnunet_qa.cli.device import Device, chosen_device
 from nnunet_qa.errors import SelectionError
 from nnunet_qa.quality.roi import Roi
 
+if TYPE_CHECKING:
+    from nnunet_qa.experiments.runner import Runner
+
 
 def register(app: typer.Typer) -> None:
     """Add the group and its experiments."""
@@ -18,6 +22,7 @@ def register(app: typer.Typer) -> None:
         name="experiment", no_args_is_help=True, help="Compare methods on a fully annotated dataset, as the papers do."
     )
     group.command("qu-net-plus-plus")(qu_net_plus_plus)
+    group.command("qa-loss")(qa_loss)
     app.add_typer(group)
 
 
@@ -81,16 +86,97 @@ def qu_net_plus_plus(
         device=chosen_device(device).type,
         jobs=jobs,
     )
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     if not report_only:
         wanted, draws = _names(arms) or experiment.default_arms(), _seeds(seeds)
         experiment.check(wanted, draws)
-        experiment.runner.begin(overwrite=overwrite)
-        for cell in experiment.runner.run(wanted, draws):
-            console.print(f"{cell.arm}, seed {cell.seed}: {'done before' if cell.done else 'running'}", markup=False)
-    report = write_report(experiment)
+        _run(experiment.runner, wanted, draws, overwrite=overwrite)
+    else:
+        _check_settings(experiment.runner)
+    _show(write_report(experiment))
+
+
+def qa_loss(
+    dataset: str = typer.Option(..., "-d", help="Raw dataset with every case annotated and a cases.csv."),
+    output: Path = typer.Option(..., "-o", help="Folder of the experiment; run again to go on."),
+    configuration: str = typer.Option("2d", "-c", help="2d or 3d_fullres."),
+    budget: str = typer.Option("cpu", "--budget", help="cpu, gpu, or a YAML file with a budget."),
+    seeds: str = typer.Option("0,1,2", "--seeds", help="Draws, with commas between them; may be extended later."),
+    arms: str = typer.Option("", "--arms", help="Arms, with commas between them. Default: all."),
+    labelled: int = typer.Option(6, "--labelled", min=2, help="Annotated cases; the others become the pool."),
+    success: float = typer.Option(0.8, "--success", min=0.0, max=1.0, help="Dice from which a case has code 0."),
+    failure: float = typer.Option(0.5, "--failure", min=0.0, max=1.0, help="Dice below which a case has code 2."),
+    weight: float = typer.Option(0.1, "--weight", min=0.0, help="Weight of the loss of pool images."),
+    test_folds: int = typer.Option(3, "--test-folds", min=2, help="Seed s tests fold s of so many folds of subjects."),
+    validation_subjects: int = typer.Option(1, "--validation-subjects", min=1, help="Subjects for validation."),
+    fit_epochs: int = typer.Option(15, "--fit-epochs", min=1, help="Epochs of the discriminator, at most."),
+    fit_patches: int = typer.Option(300, "--fit-patches", min=2, help="Patches that the discriminator learns from."),
+    fit_rate: float = typer.Option(3e-4, "--fit-learning-rate", min=1e-7, help="Learning rate of the discriminator."),
+    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    jobs: int = typer.Option(1, "--jobs", "-np", min=1, help="Processes of each command."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
+    report_only: bool = typer.Option(False, "--report-only", help="Write tables and figures of what is done."),
+) -> None:
+    """The QA loss against annotated cases alone, mean teacher and cross pseudo supervision (paper 002).
+
+    Every arm trains on the same few annotated cases and, but for the first, the same unlabelled ones; test subjects are
+    kept apart. Each arm and seed trains in nnU-Net folders of its own, and is never run twice.
+
+    Example: `nnunet-qa experiment qa-loss -d 111 -o oct_qa_loss --labelled 6 --success 0.7 --failure 0.4`
+    """
+    from nnunet_qa.data.paths import raw_dataset_folder
+    from nnunet_qa.environment import set_up
+    from nnunet_qa.experiments.budget import Budget
+    from nnunet_qa.experiments.qa_loss import Protocol, QALossExperiment
+    from nnunet_qa.experiments.qa_loss_report import write_report
+    from nnunet_qa.quality.codes import CodeThresholds
+
+    if report_only and overwrite:
+        raise SelectionError("--overwrite deletes what --report-only reports; give one of them")
+    set_up()
+    protocol = Protocol(
+        configuration=configuration,
+        budget=Budget.named(budget),
+        labelled=labelled,
+        thresholds=CodeThresholds(success, failure),
+        weight=weight,
+        test_folds=test_folds,
+        validation_subjects=validation_subjects,
+        simulation={"epochs": fit_epochs, "patches": fit_patches, "learning_rate": fit_rate},
+    )
+    experiment = QALossExperiment(
+        source=raw_dataset_folder(dataset).absolute(),
+        folder=output.absolute(),
+        protocol=protocol,
+        device=chosen_device(device).type,
+        jobs=jobs,
+    )
+    if not report_only:
+        wanted, draws = _names(arms), _seeds(seeds)
+        experiment.check(draws, wanted)
+        _run(experiment.runner, wanted, draws, overwrite=overwrite)
+    else:
+        _check_settings(experiment.runner)
+    _show(write_report(experiment))
+
+
+def _run(runner: Runner, arms: list[str] | None, seeds: list[int], *, overwrite: bool) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    runner.begin(overwrite=overwrite)
+    for cell in runner.run(arms, seeds):
+        console.print(f"{cell.arm}, seed {cell.seed}: {'done before' if cell.done else 'running'}", markup=False)
+
+
+def _check_settings(runner: Runner) -> None:
+    """Refuse to report what was run with other settings, such as thresholds."""
+    from nnunet_qa.experiments.runner import MARK
+
+    if (runner.folder / MARK).is_file():
+        runner.begin()
+
+
+def _show(report: Path) -> None:
     Console(highlight=False, soft_wrap=True).print(report.read_text(encoding="utf-8"), markup=False)
-    console.print(f"Wrote {report} and what it refers to.", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"Wrote {report} and what it refers to.", markup=False)
 
 
 def _names(text: str) -> list[str] | None:

@@ -40,11 +40,11 @@ class Checkpoint:
     configuration: str
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_content(path: Path) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net without unpickling anything but tensors, numpy scalars and plain Python.
 
     Raises:
-        ModelError: the file is damaged, is no checkpoint of nnU-Net, or holds other objects.
+        ModelError: the file is damaged, or holds other objects.
         DependencyError: torch is older than 2.6 and cannot be told which numpy types are harmless.
     """
     if Version(torch.__version__) < Version("2.6"):
@@ -63,7 +63,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except Exception as error:  # torch has no error of its own for a file that is cut off or is something else
         raise ModelError(f"{path}: damaged, or no checkpoint; copy or train it again") from error
-    content = content if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a transfer needs of a checkpoint of nnU-Net.
+
+    Raises:
+        ModelError: the file is damaged, is no checkpoint of nnU-Net, or holds other objects than `read_content` takes.
+        DependencyError: see `read_content`.
+    """
+    content = read_content(path)
     weights, arguments, trainer = (content.get(key) for key in ("network_weights", "init_args", "trainer_name"))
     configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
     if not (

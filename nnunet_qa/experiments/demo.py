@@ -29,6 +29,7 @@ MARK = "demo.json"
 SETTINGS = """\
 training: {epochs: 18, iterations_per_epoch: 40, val_iterations_per_epoch: 5, initial_lr: 0.04}
 queue: {number: 10}
+qa_loss: {simulation: {patches: 40, epochs: 6, learning_rate: 0.0003}}
 """
 
 

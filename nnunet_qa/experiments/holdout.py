@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,32 @@ PLANNED, OWN, PARTS = "nnUNetPlans", "nnUNetPlansExperiment", "parts.json"
 
 @dataclass(frozen=True)
 class Parts:
-    """Case identifiers of each part; no subject is in two of them."""
+    """Case identifiers of each part; no subject is in two of the first three."""
 
     pool: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    unlabelled: tuple[str, ...] = ()
+    """Cases whose labels nobody sees; nnU-Net's plans come without them. They may be of the subjects of the pool."""
+
+    def with_labelled(self, number: int, subjects: Mapping[str, str], rng: np.random.Generator) -> Parts:
+        """Leave so many cases in the pool, of as many subjects as possible; the others become unlabelled.
+
+        Raises:
+            DatasetError: there are not so many cases, or none would be left unlabelled.
+        """
+        if not 1 <= number < len(self.pool):
+            raise DatasetError(
+                f"{len(self.pool)} cases are neither for validation nor for test; {number} labelled ones leave none "
+                "unlabelled. Label fewer"
+            )
+        by_subject: dict[str, list[str]] = {}
+        for case in rng.permutation(sorted(self.pool)).tolist():
+            by_subject.setdefault(subjects[case], []).append(case)
+        rounds = [cases[place : place + 1] for place in range(len(self.pool)) for cases in by_subject.values()]
+        kept = [case for cases in rounds for case in cases][:number]
+        rest = tuple(case for case in self.pool if case not in kept)
+        return replace(self, pool=tuple(sorted(kept)), unlabelled=rest)
 
 
 def part_subjects(
@@ -198,6 +219,9 @@ class Holdout:
         if self.budget.image_size is not None:
             data = ("-d", self.number, "-c", self.configuration, "-plans_name", OWN, "-np", str(self.jobs))
             cell.call("preprocess", "nnUNetv2_preprocess", *data)
+        if self.parts.unlabelled:
+            pool = ("-d", self.number, "-c", self.configuration, "-p", self.plans, "--jobs", str(self.jobs))
+            cell.call("pool", "nnunet-qa", "pool", *pool)
 
     def _size(self) -> list[str]:
         budget = self.budget
@@ -221,29 +245,39 @@ class Holdout:
         shutil.rmtree(self.raw, ignore_errors=True)
         ending = self.dataset_json["file_ending"]
         roles = {Role.LABELLED: (*self.parts.pool, *self.parts.validation), Role.TEST: self.parts.test}
+        if self.parts.unlabelled:
+            roles[Role.UNLABELLED] = self.parts.unlabelled
         for role, cases in roles.items():
-            images, labels = (make_folder(self.raw / name) for name in FOLDERS[role])
             for case in cases:
-                if case not in self._files:
-                    raise DatasetError(f"{self.source}: the case {case} of {CASES} has no image in imagesTr")
-                if not self.label(case).is_file():
-                    raise DatasetError(f"{self.label(case)}: not found; the experiment needs a label for every case")
-                for channel, path in enumerate(self.images(case)):
-                    _link(path, images / f"{case}_{channel:04d}{ending}")
-                _link(self.label(case), labels / f"{case}{ending}")
-                first = self.images(case)[0]
-                name = first.name.removesuffix(ending)[: -len("_0000")]
-                # nnU-Net keeps the spacing of a 3D TIFF in a JSON file beside it, named without the channel
-                sidecars = {first.with_name(f"{name}.json"): images, self.label(case).with_suffix(".json"): labels}
-                for path, folder in sidecars.items():
-                    if ending in (".tif", ".tiff") and path.is_file():
-                        _link(path, folder / f"{case}.json")
+                self._link_case(case, role, ending)
         kept = {key: value for key, value in self.dataset_json.items() if key != "dataset"}
         write_json(self.raw / "dataset.json", {**kept, "numTraining": len(roles[Role.LABELLED])})
         frame = self.cases.frame
-        own = CaseTable(frame[frame["case_id"].isin([*roles[Role.LABELLED], *self.parts.test])])
-        own.with_role(self.parts.test, Role.TEST).write(self.raw / CASES)
+        own = CaseTable(frame[frame["case_id"].isin([case for cases in roles.values() for case in cases])])
+        own = own.with_role(self.parts.test, Role.TEST).with_role(self.parts.unlabelled, Role.UNLABELLED)
+        own.write(self.raw / CASES)
         write_text(mark, "")
+
+    def _link_case(self, case: str, role: Role, ending: str) -> None:
+        """Link the images of a case, and its label unless nobody is to see it."""
+        if case not in self._files:
+            raise DatasetError(f"{self.source}: the case {case} of {CASES} has no image in imagesTr")
+        if not self.label(case).is_file():
+            raise DatasetError(f"{self.label(case)}: not found; the experiment needs a label for every case")
+        images = make_folder(self.raw / FOLDERS[role][0])
+        for channel, path in enumerate(self.images(case)):
+            _link(path, images / f"{case}_{channel:04d}{ending}")
+        first = self.images(case)[0]
+        name = first.name.removesuffix(ending)[: -len("_0000")]
+        # nnU-Net keeps the spacing of a 3D TIFF in a JSON file beside it, named without the channel
+        sidecars = {first.with_name(f"{name}.json"): images}
+        if role is not Role.UNLABELLED:
+            labels = make_folder(self.raw / FOLDERS[role][1])
+            _link(self.label(case), labels / f"{case}{ending}")
+            sidecars[self.label(case).with_suffix(".json")] = labels
+        for path, folder in sidecars.items():
+            if ending in (".tif", ".tiff") and path.is_file():
+                _link(path, folder / f"{case}.json")
 
     def populate(self, cell: Cell, train: Sequence[str], earlier: Cell | None = None) -> None:
         """Give a cell nnU-Net folders of its own in which fold 0 trains on the given cases.

@@ -13,8 +13,6 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_qa.errors import SelectionError
-from nnunet_qa.evaluation.paired import compare
-from nnunet_qa.evaluation.per_image import ALL, summarise_images
 from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value
 from nnunet_qa.experiments.qu_net_plus_plus import (
     INITIAL,
@@ -24,6 +22,15 @@ from nnunet_qa.experiments.qu_net_plus_plus import (
     QUNetPlusPlusExperiment,
 )
 from nnunet_qa.experiments.qu_net_plus_plus_choices import choices, choices_table
+from nnunet_qa.experiments.report_parts import (
+    compare_dice,
+    comparison_table,
+    error_panel,
+    image_means,
+    images_of,
+    machines_table,
+    ranked_cases,
+)
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
 from nnunet_qa.files import make_folder, write_csv, write_text
@@ -31,7 +38,6 @@ from nnunet_qa.inference.levels import level_segmentations
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
 from nnunet_qa.reports.segmentation_figures import (
-    ErrorPanel,
     arms_picture,
     errors_picture,
     level_losses_picture,
@@ -58,38 +64,28 @@ def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
         raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
     folder = make_folder(experiment.folder / "report")
     titles = {arm.name: arm.title for arm in experiment.runner.arms}
-    images = pd.concat([_images(cell) for cell in cells], ignore_index=True)
-    results = pd.DataFrame([_result(cell, rows) for cell in cells for rows in [_images(cell)]])
+    images = pd.concat([images_of(cell, METRICS) for cell in cells], ignore_index=True)
+    results = pd.DataFrame([_result(cell, images_of(cell, METRICS)) for cell in cells])
     write_csv(folder / "per_image.csv", images.round(6))
     write_csv(folder / "results.csv", results.round(6))
     parts = [f"# QU-net++ on {experiment.source.name}", "## Table I", _table(results, titles, experiment)]
-    compared = _comparison(images)
-    if compared:
-        comparison = pd.concat(compared, ignore_index=True)
+    comparison = compare_dice(images, reference=REFERENCE, without=ONE_STAGE)
+    if not comparison.empty:
         write_csv(folder / "comparison.csv", comparison.round(6))
         parts += [f"## Dice of each arm against {titles[REFERENCE]}", _comparison_table(comparison, titles)]
     looked_at = choices(experiment)
     if not looked_at.empty:
         write_csv(folder / "choices.csv", looked_at.round(6))
         parts += ["## What was chosen", choices_table(looked_at, titles)]
-    parts += ["## Figures", *_figures(experiment, folder, results, titles), "## What ran where", _machines(cells)]
+    parts += ["## Figures", *_figures(experiment, folder, results, titles), "## What ran where", machines_table(cells)]
     path = folder / "README.md"
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 
 
-def _images(cell: Cell) -> pd.DataFrame:
-    table = pd.read_csv(cell.folder / METRICS, dtype={"case_id": str, "subject_id": str})
-    table.insert(0, "arm", cell.arm)
-    table.insert(1, "seed", cell.seed)
-    return table
-
-
 def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
     """One row: how many images were annotated, and the means over the classes."""
     record = cell.result()
-    summary = summarise_images(images.drop(columns=["arm", "seed", "subject_id"]))
-    means = summary[summary["class"] == ALL].iloc[0].drop("class").to_dict()
     return {
         "arm": cell.arm,
         "seed": cell.seed,
@@ -98,7 +94,7 @@ def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
         "test": record["test"],
         "s_m": len(record["s_m"]) if "s_m" in record else None,
         "seconds": record["seconds"],
-        **means,
+        **image_means(images),
     }
 
 
@@ -125,48 +121,13 @@ def _table(results: pd.DataFrame, titles: dict[str, str], experiment: QUNetPlusP
     return f"{markdown_table(heads, rows)}\n\n{note}"
 
 
-def _comparison(images: pd.DataFrame) -> list[pd.DataFrame]:
-    """Each arm against QU-net++, on the draws that both have; of an arm of half the steps nothing can be said."""
-    dice = images.groupby(["arm", "seed", "subject_id", "case_id"], as_index=False, sort=False)["dice"].mean()
-    seeds = {str(arm): set(rows["seed"]) for arm, rows in dice.groupby("arm", sort=False)}
-    base = seeds.get(REFERENCE, set())
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for arm, own in seeds.items():
-        if arm not in (REFERENCE, *ONE_STAGE) and own & base:
-            groups.setdefault(tuple(sorted(own & base)), []).append(arm)
-    tables = []
-    for draws, arms in groups.items():  # tests are adjusted over the arms that share their draws
-        kept = dice[dice["arm"].isin([REFERENCE, *arms]) & dice["seed"].isin(draws)]
-        table = compare(kept, reference=REFERENCE, metric="dice", rng=np.random.default_rng(0))
-        tables.append(table.assign(draws=", ".join(map(str, draws))))
-    return tables
-
-
 def _comparison_table(table: pd.DataFrame, titles: dict[str, str]) -> str:
-    rows = [
-        [
-            titles[row.arm],
-            row.draws,
-            f"{row.difference:+.3f}",
-            "n/a" if np.isnan(row.low) else f"{row.low:+.3f} to {row.high:+.3f}",  # one subject
-            _p_text(row.p_wilcoxon, row.p_wilcoxon_holm),
-            _p_text(row.p_t, row.p_t_holm),
-            f"{row.seeds_better} of {row.seeds}",
-            f"{row.subjects}/{row.pairs}",
-        ]
-        for row in table.itertuples()
-    ]
-    heads = ["Arm", "Draws", "Difference in Dice", "95 % interval", "p Wilcoxon (Holm)", "p t-test (Holm)"]
     note = (
         "Arm minus QU-net++ over the same images of the same draws: above 0 the arm is better. Intervals draw "
         "subjects, tests take one number a subject; neither knows how much a repeated training differs, which "
         f'"{titles["replicate"]}" shows: the same images from the same first weights.'
     )
-    return f"{markdown_table([*heads, 'Better in draws', 'Subjects/pairs'], rows)}\n\n{note}"
-
-
-def _p_text(p: float, adjusted: float) -> str:
-    return "n/a" if np.isnan(p) else f"{p:.3f} ({adjusted:.3f})"
+    return f"{comparison_table(table, titles)}\n\n{note}"
 
 
 def _figures(
@@ -186,12 +147,14 @@ def _figures(
             picture = f"level_losses_{name.arm}.png"
             level_losses_picture(folder / picture, losses, heading=f"{titles[name.arm]}: loss of each level, training")
             texts.append(f"![Loss of each level]({picture})")
-    rows = _images(best).groupby("case_id", as_index=False).agg(dice=("dice", "mean"), foreground=("foreground", "any"))
-    ranked = rows[rows["foreground"]].sort_values(["dice", "case_id"], ascending=[False, True])
+    ranked, holdout = ranked_cases(images_of(best, METRICS)), experiment.holdout(best.seed)
     if not ranked.empty:
         half = max(1, min(_SHOWN, len(ranked) // 2))
         groups = {"best": ranked.head(half), "worst": ranked.tail(half)[::-1]}
-        panels = {name: [_panel(experiment, best, row) for row in part.itertuples()] for name, part in groups.items()}
+        panels = {
+            name: [error_panel(holdout, best, row.case_id, row.dice) for row in part.itertuples()]
+            for name, part in groups.items()
+        }
         errors_picture(folder / "errors.png", panels, heading=f"{titles[REFERENCE]}, draw {best.seed}")
         texts.append("![Best and worst test images](errors.png)")
         if _has_levels(experiment, best):
@@ -209,19 +172,6 @@ def _level_losses(experiment: QUNetPlusPlusExperiment, cell: Cell) -> pd.DataFra
     levels = [name for name in table.columns if name.startswith("level_")]
     training = table[table["part"] == "train"].set_index("epoch")[levels]
     return training.rename(columns=lambda name: f"L{name.removeprefix('level_')}")
-
-
-def _panel(experiment: QUNetPlusPlusExperiment, cell: Cell, row: Any) -> ErrorPanel:
-    holdout = experiment.holdout(cell.seed)
-    ending = holdout.dataset_json["file_ending"]
-    return ErrorPanel(
-        case_id=row.case_id,
-        image=holdout.image(row.case_id),
-        prediction=holdout.labels(cell.folder / "imagesTs" / f"{row.case_id}{ending}"),
-        truth=holdout.labels(holdout.label(row.case_id)),
-        dice=row.dice,
-        ignore=ignore_value(holdout.dataset_json["labels"]),
-    )
 
 
 def _has_levels(experiment: QUNetPlusPlusExperiment, cell: Cell) -> bool:
@@ -251,15 +201,3 @@ def _draw_levels(experiment: QUNetPlusPlusExperiment, cell: Cell, case: str, pat
         classes=foreground_classes(labels),
         ignore=ignore_value(labels),
     )
-
-
-def _machines(cells: Sequence[Cell]) -> str:
-    """Which machine ran how many cells, and for how long."""
-    rows: dict[tuple[str, ...], list[float]] = {}
-    for cell in cells:
-        record = cell.result()
-        machine = record["machine"]
-        key = (str(machine["gpu"] or machine["processor"]), str(machine["cores"]), str(machine["torch"]))
-        rows.setdefault(key, []).append(float(record["seconds"]))
-    body = [[*key, str(len(took)), f"{sum(took) / 60:.0f}"] for key, took in rows.items()]
-    return markdown_table(["Device", "Cores", "torch", "Cells", "Minutes"], body)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,6 +27,7 @@ class Training:
         plans: name of the plans.
         device: `cpu`, `cuda` or `mps`.
         jobs: processes of each command.
+        settings: further sections of `qa.yaml`.
     """
 
     cell: Cell
@@ -34,6 +36,7 @@ class Training:
     plans: str
     device: str
     jobs: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Path:
@@ -95,4 +98,5 @@ class Training:
             "val_iterations_per_epoch": budget.val_iterations_per_epoch,
             "initial_lr": budget.initial_lr,
         }
-        return yaml.safe_dump({"training": training, "scoring": {"every_epoch": False, "final": False}})
+        scoring = {"every_epoch": False, "final": False}
+        return yaml.safe_dump({"training": training, "scoring": scoring, **self.settings})

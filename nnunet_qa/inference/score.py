@@ -334,7 +334,7 @@ def _check_trained_outputs(predictor: QAPredictor, model_folder: Path) -> None:
     # by name, for trainers are above inference; subclasses train what their parents train
     parents = [kind.__name__ for kind in recursive_find_trainer_class_by_name(trainer).__mro__]
     untrained = any("NoDeepSupervision" in name for name in parents)
-    untrained |= outputs == 2 and "QAsemiTrainer" not in parents
+    untrained |= outputs == 2 and "PoolTrainer" not in parents
     if outputs < 2 or untrained:
         raise ModelError(
             f"{model_folder}: {trainer} trained fewer than two outputs of this network, and Q compares two; use plans "

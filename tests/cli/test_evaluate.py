@@ -104,6 +104,35 @@ def test_subjects_of_a_case_table(tmp_path: Path) -> None:
     assert without["q"]["intervals"] == {}
 
 
+def test_the_default_subcommand_need_not_be_named(tmp_path: Path) -> None:
+    predictions, truths = folders(tmp_path)
+    written = []
+    for words in ((), ("folders",)):
+        result = run_command(evaluate, *words, "-p", predictions, "-gt", truths, "--resamples", 20)
+        assert result.exit_code == 0, result.exception
+        written.append(json.loads((predictions / "evaluation.json").read_text()))
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "shown"),
+    [
+        (("--help",), 0, ("folders", "codes", "Compare predictions with the truth")),
+        (("folders", "--help"), 0, ("-gt", "--failure-dice")),
+        (("-p", "x", "--help"), 0, ("-gt", "--failure-dice")),
+        (("codes", "--help"), 0, ("--arm", "--dice")),
+        ((), 2, ("Missing option '-p'",)),
+        (("-p", "x"), 2, ("Missing option '-gt'",)),
+        (("code", "-o", "x"), 2, ("No such command 'code'", "Did you mean 'codes'?")),
+    ],
+)
+def test_help_and_usage(words: tuple[str, ...], code: int, shown: tuple[str, ...]) -> None:
+    result = run_command(evaluate, *words)
+    assert result.exit_code == code
+    for text in shown:
+        assert text in result.output
+
+
 def test_without_scores_and_elsewhere(tmp_path: Path) -> None:
     predictions, truths = folders(tmp_path, quality=False)
     result = run_command(evaluate, "-p", predictions, "-gt", truths, "-o", tmp_path / "out", "--jobs", 1)

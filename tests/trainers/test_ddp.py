@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nnunet_qa.trainers.qa_semi_trainer import gathered
+from nnunet_qa.trainers.pool_trainer import gathered
 
 
 def _rank(rank: int, folder: str) -> None:

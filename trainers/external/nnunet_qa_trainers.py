@@ -4,6 +4,8 @@ nnU-Net drops modules that it loaded from this folder, so a class defined here c
 """
 
 from nnunet_qa.trainers import (
+    CrossPseudoTrainer,
+    MeanTeacherTrainer,
     PaperQUNetPlusPlusTrainer,
     PaperQUNetTrainer,
     QAsemiTrainer,
@@ -15,6 +17,8 @@ from nnunet_qa.trainers import (
 )
 
 __all__ = [
+    "CrossPseudoTrainer",
+    "MeanTeacherTrainer",
     "PaperQUNetPlusPlusTrainer",
     "PaperQUNetTrainer",
     "QAsemiTrainer",

@@ -1,8 +1,9 @@
-"""Raw datasets of the real images for the experiment of QU-Net++, every case labelled; the arms hide labels themselves.
+"""Raw datasets of the real images for the experiments, every case labelled; the arms hide labels themselves.
 
-python -m benchmarks.qu_net_plus_plus.datasets oct --shared ../shared/data -o /data/nnUNet_raw
-python -m benchmarks.qu_net_plus_plus.datasets covid --shared ../shared/data -o /data/nnUNet_raw
-python -m benchmarks.qu_net_plus_plus.datasets hippocampus --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.datasets oct --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.datasets covid --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.datasets hippocampus --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.datasets openkbp --shared ../shared/data -o /data/nnUNet_raw
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 import typer
+from skimage.transform import resize_local_mean
 
 from nnunet_qa.cases import Role
-from nnunet_qa.data.images import check_same_grid, read_picture, read_volume
+from nnunet_qa.data.images import Geometry, check_same_grid, read_picture, read_volume
 from nnunet_qa.data.paths import PREPROCESSED
 from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.dataset_conversion.oct import (
@@ -33,7 +36,7 @@ from nnunet_qa.dataset_conversion.oct import (
     scale_of,
 )
 from nnunet_qa.dataset_conversion.script import run_script
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.progress import track
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,12 @@ SPINE_UP = frozenset({"case11", "case12", "case13", "case14", "case17", "case18"
 """Volumes stored with the spine at the top, seen by eye; with rows reversed, spine and liver lie as in the others."""
 SAME_SUBJECT = {"case12": "case11"}
 """Two series of one patient: smoothed slices correlate with 0.97 there, at most with 0.78 between any other volumes."""
+HEAD_AND_NECK = (slice(None), slice(28, 92), slice(32, 96))
+"""Slices, rows and columns of the 128³ grid that hold all organs of all patients; most of the rest is air."""
+HEAD_AND_NECK_SIZE = 48
 _BSCAN = re.compile(r"(S\d+)_bscan(\d+)")
 _LUNG, _INFECTION = (1, 2), 2
+_ORGANS = {"brainstem": (1,), "spinal_cord": (2,), "parotids": (3, 4), "mandible": (7,)}  # labels of the source
 
 
 class Source(str, Enum):
@@ -52,6 +59,7 @@ class Source(str, Enum):
     OCT = "oct"
     COVID = "covid"
     HIPPOCAMPUS = "hippocampus"
+    OPENKBP = "openkbp"
 
 
 def convert_oct(source: Path, output: Path, *, size: tuple[int, int] | None = SIZE, overwrite: bool = False) -> Path:
@@ -179,6 +187,87 @@ def convert_hippocampus(source: Path, output: Path, *, number: int | None = None
     return _finished(dataset, rows)
 
 
+def convert_openkbp(
+    source: Path,
+    output: Path,
+    *,
+    size: int = HEAD_AND_NECK_SIZE,
+    organs: Sequence[str] = tuple(_ORGANS),
+    overwrite: bool = False,
+) -> Path:
+    """Head and neck in HU, cut out of the volumes and shrunk to a cube; brainstem, spinal cord, parotids, mandible.
+
+    Median voxels of the 20 patients at 48³ (fewest): brainstem 108 (60), spinal cord 106 (66), parotids 224
+    (100), mandible 194 (95), that is 83% to 93% of their volume at 128³. Left and right parotid are one class,
+    since nnU-Net mirrors what it trains on; oesophagus and larynx, the organs with the fewest voxels, are background.
+
+    Args:
+        source: folder `openkbp_head_neck_ct`.
+        output: folder in which `Dataset114_OpenKBP` is written.
+        size: slices, rows and columns of a case, at most 64.
+        organs: the classes; other organs are background.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: no images, a wrong size, an unknown organ, or an earlier conversion with other settings.
+        ImageError: a volume cannot be read or is no 128³, or its labels have another shape.
+    """
+    dataset = RawDataset(
+        folder=output / "Dataset114_OpenKBP",
+        channel_names=("CT",),
+        labels={"background": 0, **{name: value for value, name in enumerate(organs, start=1)}},
+        file_ending=".nii.gz",
+        settings={"source": str(source.resolve()), "size": size, "organs": list(organs)},
+    )
+    for name in organs:
+        if name not in _ORGANS:
+            raise DatasetError(f'--organs "{name}": there is no such organ; choose from {", ".join(_ORGANS)}')
+    if not 8 <= size <= 64:
+        raise DatasetError(f"--size {size}: give 8 to 64, the voxels of an edge")
+    paths = _files(source / "images", ".nii.gz")
+    dataset.begin(overwrite=overwrite)
+    rows: list[dict[str, object]] = []
+    for path in track(paths, "Volumes", total=len(paths)):
+        case = path.name.removesuffix(".nii.gz")
+        volume, geometry = read_volume(path)
+        labels = read_volume(source / "labels" / path.name)[0]
+        check_same_grid(volume, labels, path.name)
+        if volume.shape != (128, 128, 128):
+            raise ImageError(f"{path}: has shape {volume.shape}, not (128, 128, 128)")
+        near = labels[HEAD_AND_NECK]
+        # the class with the largest share of each voxel, so that organs a few voxels wide keep their volume
+        masks = [np.isin(near, _ORGANS[name]) for name in organs]
+        shares = [_shrunk(mask, size) for mask in (~np.any(masks, axis=0), *masks)]
+        dataset.write_case(
+            case,
+            Role.LABELLED,
+            [_shrunk(volume[HEAD_AND_NECK], size) - 1024],
+            np.argmax(shares, axis=0),
+            geometry=_head_and_neck_geometry(geometry, size),
+        )
+        rows.append(_row(case, case, "", None))
+    return _finished(dataset, rows)
+
+
+def _shrunk(volume: np.ndarray, size: int) -> np.ndarray:
+    """Mean of the source over each voxel of a cube, float32."""
+    return resize_local_mean(volume.astype(np.float64), (size,) * 3, preserve_range=True).astype(np.float32)
+
+
+def _head_and_neck_geometry(source: Geometry, size: int) -> Geometry:
+    """Geometry of the shrunk part: the first voxel's centre lies half a new voxel from the edge of the cut."""
+    start = np.array([part.start or 0 for part in reversed(HEAD_AND_NECK)])
+    extent = np.array([len(range(128)[part]) for part in reversed(HEAD_AND_NECK)])
+    spacing = np.array(source.spacing)
+    offset = np.reshape(source.direction, (3, 3)) @ (spacing * (start + (extent / size - 1) / 2))
+    return Geometry(
+        tuple((spacing * extent / size).tolist()), tuple((source.origin + offset).tolist()), source.direction
+    )
+
+
 def _files(folder: Path, ending: str) -> list[Path]:
     found = sorted(folder.glob(f"*{ending}"))
     if not found:
@@ -213,7 +302,12 @@ def command(
     which: Source = typer.Argument(..., help="Which set."),
     shared: Path = typer.Option(Path("../shared/data"), "--shared", help="Folder that holds the real images."),
     output: Path = typer.Option(..., "-o", "--output", help="Folder like nnUNet_raw, where the dataset is made."),
-    size: str = typer.Option("", "--size", help="ROWSxCOLUMNS or native; oct 80x192 and covid 128x128 by default."),
+    size: str = typer.Option(
+        "",
+        "--size",
+        help="ROWSxCOLUMNS or native, 80x192 (oct) and 128x128 (covid) by default; openkbp: an edge, 48 by default.",
+    ),
+    organs: str = typer.Option(",".join(_ORGANS), "--organs", help="openkbp: classes, with commas between them."),
     number: int = typer.Option(None, "--number", help="hippocampus: take so many volumes; all by default."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion first."),
 ) -> None:
@@ -224,6 +318,13 @@ def command(
     elif which is Source.COVID:
         chosen = parse_size(size) if size else COVID_SIZE
         folder = convert_covid(shared / "covid19_ct", output, size=chosen, overwrite=overwrite)
+    elif which is Source.OPENKBP:
+        if size and not size.isdecimal():
+            raise DatasetError(f'--size "{size}" is no whole number; give the voxels of an edge, such as 48')
+        edge = int(size) if size else HEAD_AND_NECK_SIZE
+        folder = convert_openkbp(
+            shared / "openkbp_head_neck_ct", output, size=edge, organs=organs.split(","), overwrite=overwrite
+        )
     else:
         folder = convert_hippocampus(shared / "hippocampus_mr", output, number=number, overwrite=overwrite)
     typer.echo(f"Wrote {folder}")

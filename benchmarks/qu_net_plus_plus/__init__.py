@@ -1,1 +1,0 @@
-"""The experiment of QU-Net++ on real OCT, CT and MR."""
