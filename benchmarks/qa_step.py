@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.model import prepare
 from nnunet_qa.inference.qa_montage import renderer_of
-from nnunet_qa.quality.discriminator import Discriminator, frozen
 from nnunet_qa.networks.discriminator import resnet18_regressor
+from nnunet_qa.quality.discriminator import Discriminator, frozen
 from tests.phantom import trainer_of
 
 ROUNDS, IMAGES = 12, 2

@@ -116,8 +116,10 @@ class UnlabelledLossConfig(_Section):
 
     weight: float = Field(0.1, ge=0)
     """Weight at the end of the ramp-up."""
+    start: float = Field(0.1, ge=0, lt=1)
+    """Part of the epochs before pool images take part: what an untrained network makes of them teaches nothing."""
     ramp_up: float = Field(0.4, ge=0, le=1)
-    """Part of the epochs over which the weight grows, as exp(−5 (1 − t)²)."""
+    """Part of the epochs over which the weight then grows, as exp(−5 (1 − t)²)."""
     every: int = Field(1, ge=1)
     """Add the loss only in one of so many steps."""
     batch_size: int | None = Field(None, ge=1)
@@ -157,8 +159,8 @@ class CodeConfig(_Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> CodeConfig:
-        if self.failure > self.success:
-            raise ValueError("failure must not be above success")
+        if self.failure >= self.success:
+            raise ValueError("failure must be below success, or no segmentation has code 1")
         return self
 
 
@@ -187,7 +189,7 @@ class QALossConfig(UnlabelledLossConfig):
     views: tuple[int, ...] | None = Field(None, min_length=1)
     """Axes (0 = z) along which a volume is cut into slices; null for the coarsest."""
     slices: int | None = Field(None, ge=1)
-    """Slices in a montage; null for up to 64 of a volume, and up to 16 of a case of a 2D configuration."""
+    """Most slices of a volume in a montage; null for 64. A 2D configuration of volumes shows `batch_size` of them."""
     window: tuple[float, float] | None = (-175.0, 275.0)
     """Intensities shown from black to white where the plans normalise CT; else robust percentiles are."""
     codes: CodeConfig = CodeConfig()

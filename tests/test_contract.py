@@ -19,9 +19,10 @@ from packaging.requirements import Requirement
 
 import nnunet_qa.trainers as trainers
 from nnunet_qa.inference.predictor import QAPredictor
+from nnunet_qa.trainers.pool_trainer import PoolTrainer
 from nnunet_qa.trainers.progress import QALocalLogger
 
-OURS = [(getattr(trainers, name), nnUNetTrainer) for name in trainers.__all__ if name.startswith("QA")]
+OURS = [(getattr(trainers, name), nnUNetTrainer) for name in trainers.__all__ if name.endswith(("Trainer", "epochs"))]
 OURS += [(QAPredictor, nnUNetPredictor)]
 
 
@@ -54,7 +55,8 @@ def test_the_trainer_overrides_the_hooks_it_is_meant_to() -> None:
     names = {name for name, _, base in METHODS if base is nnUNetTrainer}
     assert {"__init__", "_build_loss", "do_split", "on_train_start", "on_train_end", "on_epoch_end"} <= names
     assert {"on_validation_epoch_start", "on_validation_epoch_end", "perform_actual_validation"} <= names
-    assert "train_step" not in names  # a step costs what nnU-Net's costs
+    assert {"on_train_epoch_start", "train_step", "validation_step", "on_train_epoch_end", "load_checkpoint"} <= names
+    assert "train_step" not in vars(PoolTrainer)  # without a loss of pool images a step costs what nnU-Net's costs
 
 
 def test_the_logger_takes_nnunets_calls() -> None:

@@ -35,7 +35,8 @@ class MeanTeacherTrainer(SemiTrainer):
     def initialize(self) -> None:
         """As nnU-Net's; the teacher begins with the weights of the network."""
         super().initialize()
-        self._new_teacher()
+        if self.learns_from_pool:
+            self._new_teacher()
 
     def _new_teacher(self) -> None:
         self.teacher = copy.deepcopy(unwrapped(self.network)).eval().requires_grad_(False)
@@ -43,7 +44,7 @@ class MeanTeacherTrainer(SemiTrainer):
     def on_train_start(self) -> None:
         """As SemiTrainer's; pretrained weights that were loaded after `initialize` reach the teacher too."""
         super().on_train_start()
-        if self._teacher_steps == 0:
+        if self.learns_from_pool and self._teacher_steps == 0:
             self._new_teacher()
 
     def _seen_by_network(self, images: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,8 @@ class MeanTeacherTrainer(SemiTrainer):
 
     def _train_on(self, batch: dict) -> dict:
         result = super()._train_on(batch)
-        self._move_teacher()
+        if self.learns_from_pool:
+            self._move_teacher()
         return result
 
     @torch.no_grad()
@@ -68,16 +70,24 @@ class MeanTeacherTrainer(SemiTrainer):
         self._teacher_steps += 1
         # a young teacher forgets its random beginning faster
         decay = min(self.unlabelled.decay, 1 - 1 / (self._teacher_steps + 1))
-        students = unwrapped(self.network).state_dict()
-        for name, value in self.teacher.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(students[name].to(value.dtype), 1 - decay)
+        student = unwrapped(self.network)
+        # not by the state dict, in which nnU-Net's networks name most of their weights several times
+        pairs = [
+            *zip(self.teacher.parameters(), student.parameters(), strict=True),
+            *zip(self.teacher.buffers(), student.buffers(), strict=True),
+        ]
+        for ours, theirs in pairs:
+            if ours.is_floating_point():
+                ours.lerp_(theirs.to(ours.dtype), 1 - decay)
             else:
-                value.copy_(students[name])
+                ours.copy_(theirs)
 
     def _extra_state(self) -> dict[str, Any]:
+        if not self.learns_from_pool:
+            return {}
         return {"teacher": self.teacher.state_dict(), "teacher_steps": self._teacher_steps}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
-        self._teacher_steps = state["teacher_steps"]
+        if self.learns_from_pool:
+            self.teacher.load_state_dict(state["teacher"])
+            self._teacher_steps = state["teacher_steps"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable
+from nnunet_qa.errors import SelectionError
 from nnunet_qa.inference.predictor import class_names, unwrapped
 from nnunet_qa.inference.qa_montage import Renderer, class_values
 from nnunet_qa.quality.coded_montages import CodedMontages, CodedPatch, simulated_montages
@@ -35,7 +36,7 @@ def wanted_file(trainer: QAsemiTrainer) -> Path | None:
     return shared if shared.is_file() else None
 
 
-def load_fitting(trainer: QAsemiTrainer, path: Path, renderer: Renderer) -> Discriminator:
+def load_fitting(trainer: QAsemiTrainer, path: Path, renderer: Renderer | None) -> Discriminator:
     """Read a discriminator and refuse one that was made for something else.
 
     Raises:
@@ -46,7 +47,7 @@ def load_fitting(trainer: QAsemiTrainer, path: Path, renderer: Renderer) -> Disc
         device=trainer.device,
         dataset=trainer.plans_manager.dataset_name,
         classes=class_names(trainer.dataset_json, trainer.label_manager),
-        spec=renderer.specs[0],
+        spec=renderer.specs[0] if renderer is not None else None,
     )
 
 
@@ -60,19 +61,24 @@ def fit_discriminator(trainer: QAsemiTrainer, renderer: Renderer, path: Path, *,
         on_predictions: also show it what the network predicts for these cases as it is now.
 
     Raises:
-        SelectionError: there are fewer than two subjects, or the cases give no montage of some code.
+        SelectionError: there are fewer than two subjects, the cases give no montage of some code, or none of them is
+            annotated as a whole.
     """
     settings = trainer.config.qa_loss
     simulation = settings.simulation
     thresholds = CodeThresholds(settings.codes.success, settings.codes.failure)
     classes = class_values(trainer.dataset_json, trainer.label_manager)
-    patches = list(_patches(trainer, renderer, simulation.patches))
-    predicted = [(patch, _predict(trainer, images)) for patch, images in patches] if on_predictions else []
+    patches: list[CodedPatch] = []
+    predicted: list[tuple[CodedPatch, np.ndarray]] = []
+    for patch, images in _patches(trainer, renderer, simulation.patches):
+        patches.append(patch)
+        if on_predictions:
+            predicted.append((patch, _predict(trainer, renderer, images)))
     rng = np.random.default_rng(trainer.current_epoch)
     parts: list[CodedMontages] = []
     for spec in renderer.specs:
         how: dict[str, Any] = {"spec": spec, "classes": classes, "thresholds": thresholds}
-        parts.append(simulated_montages([patch for patch, _ in patches], rng=rng, per_code=simulation.per_code, **how))
+        parts.append(simulated_montages(patches, rng=rng, per_code=simulation.per_code, **how))
         if predicted:
             regions = trainer.label_manager.has_regions
             parts.append(predicted_montages(predicted, regions=regions, source=CodeSource.DICE, **how))
@@ -95,6 +101,7 @@ def fit_discriminator(trainer: QAsemiTrainer, renderer: Renderer, path: Path, *,
 def _patches(trainer: QAsemiTrainer, renderer: Renderer, number: int) -> Iterator[tuple[CodedPatch, torch.Tensor]]:
     """Patches of annotated training cases as the pool gives them, with the images that the network would see."""
     dataset, _ = trainer.get_tr_and_val_datasets()
+    dataset.identifiers = _fully_annotated(trainer, dataset.identifiers)
     table = trainer.raw_dataset_folder / CASES if trainer.raw_dataset_folder is not None else None
     subjects = CaseTable.read(table).subjects() if table is not None and table.is_file() else {}
     size = trainer._pool_batch_size if renderer.stacked else min(8, number)
@@ -104,20 +111,38 @@ def _patches(trainer: QAsemiTrainer, renderer: Renderer, number: int) -> Iterato
         trainer._plain_loader(dataset, size, stacked=renderer.stacked, foreground=FOREGROUND, augmented=one)
         for one in augmented
     ]
-    made = 0
-    while made < number:
+    wanted = min(2, len({subjects.get(case, case) for case in dataset.identifiers}))
+    made, seen = 0, set[str]()
+    while made < number or len(seen) < wanted:  # few patches may all be of one subject, and a fit needs two
         for patch, images in _of_batch(loaders[0].generate_train_batch(), renderer, subjects):
             yield patch, images
             made += 1
+            seen.add(patch.subject)
         loaders = [*loaders[1:], loaders[0]]
+
+
+def _fully_annotated(trainer: QAsemiTrainer, cases: Sequence[str]) -> list[str]:
+    """Cases in which what has no label is background: others would teach that a missing organ is right."""
+    if trainer.label_manager.has_ignore_label:
+        raise SelectionError(
+            "qa_loss: parts of the annotated cases are to be ignored, so no discriminator can be fitted on them; name "
+            "one in qa_loss.discriminator, or set qa_loss.enabled to false in qa.yaml"
+        )
+    declared = trainer._declared_classes() or {}
+    complete = [case for case in cases if all(declared.get(case, (True,)))]
+    if not complete:
+        raise SelectionError(
+            "qa_loss: every training case labels only some of the classes, so no discriminator can be fitted on them; "
+            "name one in qa_loss.discriminator, or set qa_loss.enabled to false in qa.yaml"
+        )
+    return complete
 
 
 def _of_batch(
     batch: dict[str, Any], renderer: Renderer, subjects: dict[str, str]
 ) -> Iterator[tuple[CodedPatch, torch.Tensor]]:
     """Patches of a batch, each with its images; all slices of a stack are one patch."""
-    target: Any = batch["target"]
-    labels = (target[0] if isinstance(target, list) else target)[:, 0].numpy().astype(np.int16)
+    labels = batch["target"][:, 0].numpy().astype(np.int16)
     shades = renderer.shades(batch["data"])
     for place in range(len(shades)):
         case = str(batch["keys"][place])
@@ -130,9 +155,10 @@ def _of_batch(
 
 
 @torch.no_grad()
-def _predict(trainer: QAsemiTrainer, images: torch.Tensor) -> np.ndarray:
+def _predict(trainer: QAsemiTrainer, renderer: Renderer, images: torch.Tensor) -> np.ndarray:
     """Probabilities of the foreground classes `(classes, *spatial)` of a patch, or of a stack of slices."""
     network = unwrapped(trainer.network)  # under DDP only one rank is here
+    network.eval()
     probabilities = trainer.foreground(network(images.to(trainer.device))[0]).cpu()
-    stack = len(images) > 1 or (trainer.renderer is not None and trainer.renderer.stacked)
-    return (probabilities.transpose(0, 1) if stack else probabilities[0]).numpy()
+    network.train()
+    return (probabilities.transpose(0, 1) if renderer.stacked else probabilities[0]).numpy()

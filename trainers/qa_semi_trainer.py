@@ -6,9 +6,11 @@ its squared distance to 0 is the loss. Settings: `qa_loss` in `qa.yaml`. Without
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -23,6 +25,9 @@ from nnunet_qa.quality.discriminator_file import FILE_NAME
 from .qa_discriminator import fit_discriminator, load_fitting, wanted_file
 from .semi_trainer import SemiTrainer
 
+USELESS = 0.9
+"""Validation RMSE over that of the mean code from which on a discriminator says next to nothing."""
+
 
 class QAsemiTrainer(SemiTrainer):
     """SemiTrainer with the QA loss; see the module.
@@ -34,6 +39,7 @@ class QAsemiTrainer(SemiTrainer):
     """
 
     loss_key: ClassVar[str] = "qa_loss"
+    one_case_batches: ClassVar[bool] = True
     discriminator: Discriminator | None = None
     renderer: Renderer | None = None
     stopped: str | None = None
@@ -55,6 +61,9 @@ class QAsemiTrainer(SemiTrainer):
 
     def on_train_start(self) -> None:
         """As SemiTrainer's; loads the discriminator, or fits one where there is none."""
+        named = wanted_file(self) if self.learns_from_pool else None
+        if named is not None:
+            load_fitting(self, named, None)  # refuses a wrong one before hours go into the pool
         super().on_train_start()
         if self.learns_from_pool:
             slices = self._pool_batch_size if self._stacked else None
@@ -72,21 +81,38 @@ class QAsemiTrainer(SemiTrainer):
         if path is None:
             return self._fit(renderer, own, on_predictions=False)
         self.print_to_log_file(f"QA discriminator: {path}")
-        return load_fitting(self, path, renderer)
+        found = load_fitting(self, path, renderer)
+        _, validation = self.do_split()
+        seen = sorted(set(validation) & set(found.parts_["case_id"]))
+        if seen:
+            self.print_to_log_file(
+                f"QA discriminator: it was fitted on {len(seen)} validation cases of this fold ({seen[0]}, …), so the "
+                "Dice of this fold is not that of unseen cases"
+            )
+        return found
 
     def _fit(self, renderer: Renderer, path: Path, *, on_predictions: bool) -> Discriminator:
         """Fit a discriminator; under DDP rank 0 does, and the others read it."""
         if self.local_rank == 0:
             self.print_to_log_file("QA discriminator: fitted on simulated errors of the annotated training cases …")
             found = fit_discriminator(self, renderer, path, on_predictions=on_predictions)
-            metrics = found.metrics_["validation"]
-            self.print_to_log_file(
-                f"QA discriminator: validation RMSE {metrics['rmse']:.3f}, accuracy {metrics['accuracy']:.3f} on "
-                f"simulated errors of other subjects; written to {path}"
-            )
+            self._say_how_good(found, path)
         if self.is_ddp:
             dist.barrier()
         return load_fitting(self, path, renderer)
+
+    def _say_how_good(self, fitted: Discriminator, path: Path) -> None:
+        metrics = fitted.metrics_["validation"]
+        codes = np.repeat(np.arange(3), np.sum(metrics["confusion"], axis=1))
+        self.print_to_log_file(
+            f"QA discriminator: validation RMSE {metrics['rmse']:.3f} (always the mean code: {codes.std():.3f}), "
+            f"accuracy {metrics['accuracy']:.3f} on {metrics['n']} montages of other subjects; written to {path}"
+        )
+        if metrics["rmse"] > USELESS * codes.std():
+            self.print_to_log_file(
+                "QA discriminator: WARNING: hardly better than guessing; annotate more subjects, or give it more "
+                "patches and epochs (qa_loss.simulation in qa.yaml)"
+            )
 
     def _use(self, discriminator: Discriminator) -> None:
         assert self.renderer is not None
@@ -102,7 +128,7 @@ class QAsemiTrainer(SemiTrainer):
         )
 
     def _wants_pool(self) -> bool:
-        return self.stopped is None
+        return self.stopped is None and super()._wants_pool()
 
     def _unlabelled_loss(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         images, qa = self._pool_images, self._qa
@@ -127,13 +153,13 @@ class QAsemiTrainer(SemiTrainer):
         if every and self.stopped is None and self.current_epoch > 0 and self.current_epoch % every == 0:
             path = Path(self.output_folder) / FILE_NAME
             self._use(self._fit(self.renderer, path, on_predictions=True))
-            self.network.train()
         guard = self.unlabelled.guard
         if guard.enabled and self.stopped is None:
             logged = self.logger.local_logger.my_fantastic_logging
             epochs = self.current_epoch
+            fitted = epochs - epochs % every if every else 0  # losses of an earlier discriminator do not compare
             self.stopped = reason_to_stop(
-                qa=logged[self.loss_key][:epochs],
+                qa=[math.nan] * fitted + logged[self.loss_key][fitted:epochs],
                 dice=logged["ema_fg_dice"][:epochs],
                 disagreement=logged["disagreement_pool"][:epochs] if "disagreement_pool" in logged else None,
                 patience=guard.patience,

@@ -17,6 +17,7 @@ from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.config import LabelledLoss, UnlabelledLossConfig
 from nnunet_qa.data.partial_labels import check_declared, labelled_classes
+from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import PoolLoader
 from nnunet_qa.inference.predictor import class_names
 from nnunet_qa.losses.multi_source_dice import PartialLabelLoss
@@ -34,9 +35,11 @@ class SemiTrainer(PoolTrainer):
 
     Attributes:
         loss_key: name of that loss in the log.
+        one_case_batches: in a 2D configuration of volumes, all pool images of a step are slices of one case.
     """
 
     loss_key: ClassVar[str]
+    one_case_batches: ClassVar[bool] = False
     _pool_batches: PoolLoader | None = None
     _pool_images: torch.Tensor | None = None
     _step = 0
@@ -86,16 +89,25 @@ class SemiTrainer(PoolTrainer):
         if kind is LabelledLoss.NNUNET:
             return None
         if not hasattr(self, "_labelled"):
-            path = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
-            table = CaseTable.read(path) if path is not None and path.is_file() else None
-            names = class_names(self.dataset_json, self.label_manager)
-            found = labelled_classes(self.dataset_json, table, names)
-            if found is not None and self.raw_dataset_folder is not None:
-                check_declared(self.raw_dataset_folder, self.dataset_json, found, names)
+            found = self._declared_classes()
             if kind is LabelledLoss.AUTO and found is not None and all(all(one) for one in found.values()):
                 found = None
             self._labelled = {} if found is None and kind is LabelledLoss.MSDL else found
         return self._labelled
+
+    def _declared_classes(self) -> dict[str, tuple[bool, ...]] | None:
+        """Which classes the cases say that they label, whatever the loss; None where none says anything."""
+        names = class_names(self.dataset_json, self.label_manager)
+        folder = self.raw_dataset_folder
+        if folder is None or not (folder / "dataset.json").is_file():
+            return labelled_classes(self.dataset_json, None, names)
+        # the raw file, for nnU-Net hands over the one that was there when the dataset was planned
+        content = read_json(folder / "dataset.json")
+        table = CaseTable.read(folder / CASES) if (folder / CASES).is_file() else None
+        found = labelled_classes(content, table, names)
+        if found is not None:
+            check_declared(folder, content, found, names)
+        return found
 
     def _tell_labelled(self, batch: dict) -> None:
         """Tell the loss which classes the cases of this batch label."""
@@ -110,12 +122,13 @@ class SemiTrainer(PoolTrainer):
         super().on_train_start()
         if self.learns_from_pool:
             assert self.pool is not None
-            self._stacked = self._has_slices()
+            self._stacked = self.one_case_batches and self._has_slices()
             self._pool_batches = self._open_pool_loader(self._pool_batch_size, stacked=self._stacked)
 
     @property
     def _pool_batch_size(self) -> int:
-        return self.unlabelled.batch_size or self.batch_size
+        # under DDP the batches of the ranks may differ by one, their montages must not
+        return self.unlabelled.batch_size or max(1, self.configuration_manager.batch_size // self.world_size)
 
     def _has_slices(self) -> bool:
         """Whether the cases of a 2D configuration are volumes."""
@@ -136,17 +149,18 @@ class SemiTrainer(PoolTrainer):
         super().on_train_epoch_start()
         if isinstance(self.loss, SplitLoss):
             epochs = self.unlabelled.ramp_up * self.num_epochs
-            progress = (self.current_epoch + 1) / epochs if epochs else 1.0
-            self.loss.weight = self.unlabelled.weight * sigmoid_ramp_up(progress)
+            done = self.current_epoch + 1 - self._first_epoch
+            self.loss.weight = self.unlabelled.weight * sigmoid_ramp_up(done / epochs if epochs else 1.0)
 
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net's, with pool images behind the annotated ones; the loss returned is that of the latter."""
         self._tell_labelled(batch)
         self._step += 1
-        if self._pool_batches is None or not self._wants_pool() or self._step % self.unlabelled.every:
+        if not self._wants_pool() or self._step % self.unlabelled.every:
             self._pool_images = None
             return self._train_on(batch)
         assert isinstance(self.loss, SplitLoss)
+        assert self._pool_batches is not None
         self._pool_images = next(self._pool_batches)["data"].to(self.device, non_blocking=True)
         data = batch["data"].to(self.device, non_blocking=True)
         self._train_on({**batch, "data": torch.cat((data, self._seen_by_network(self._pool_images)))})
@@ -156,9 +170,14 @@ class SemiTrainer(PoolTrainer):
         """nnU-Net's step on a batch to which the pool images of this step, if any, have been added."""
         return super().train_step(batch)
 
+    @property
+    def _first_epoch(self) -> int:
+        """The epoch from which on pool images take part."""
+        return int(self.unlabelled.start * self.num_epochs)
+
     def _wants_pool(self) -> bool:
-        """Whether this step is to take pool images."""
-        return True
+        """Whether this step may take pool images."""
+        return self._pool_batches is not None and self.current_epoch >= self._first_epoch
 
     def _seen_by_network(self, images: torch.Tensor) -> torch.Tensor:
         """Pool images as the network gets them."""

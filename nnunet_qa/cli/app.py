@@ -12,9 +12,11 @@ from rich.console import Console
 
 from nnunet_qa import __version__
 from nnunet_qa.cli import (
+    body_part,
     cases,
     convert,
     demo,
+    discriminator,
     doctor,
     env,
     evaluate,
@@ -48,6 +50,8 @@ for module in (
     select,
     promote,
     montage,
+    discriminator,
+    body_part,
     evaluate,
     transfer,
     experiment,

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nnunet_qa.cli.device import Device, chosen_device
-from nnunet_qa.errors import ModelError, SelectionError
+from nnunet_qa.errors import DatasetError, ModelError, SelectionError
 
 _CURVE, _CONFUSION = "learning_curve.png", "confusion.png"
-_JUDGED, _SUMMARY, _PICTURE = "qa_evaluation.csv", "qa_evaluation.json", "qa_confusion.png"
+_FOLDER, _JUDGED, _SUMMARY = "qa_evaluation", "qa_evaluation.csv", "qa_evaluation.json"
 _FIGURES = ("spearman", "aurc", "e_aurc", "auroc")
 
 
@@ -43,8 +43,8 @@ def fit(
         None, "--success", help="Code 0 from this Dice up. Default: qa.yaml, else 0.8."
     ),
     failure: float | None = typer.Option(None, "--failure", help="Code 2 below this Dice. Default: qa.yaml, else 0.5."),
-    window: str | None = typer.Option(
-        None, "--window", metavar="LOW,HIGH", help="HU shown as black and white. Default: qa.yaml, else -175,275."
+    window: tuple[float, float] | None = typer.Option(
+        None, "--window", help="HU shown as black and white. Default: qa.yaml, else -175 275."
     ),
     slices: int | None = typer.Option(
         None, "--slices", min=1, help="Slices shown, rounded up to fill the grid. Default: as a training shows."
@@ -77,17 +77,22 @@ def fit(
     import numpy as np
 
     from nnunet_qa.inference.coded_dataset import CodedDataset, gather
+    from nnunet_qa.networks.discriminator import resnet18_regressor
     from nnunet_qa.quality.discriminator import Discriminator
 
     known = CodedDataset.find(dataset, plans)
     path = output if output is not None else _default_file(known.raw.name)
     if path.exists() and not overwrite:
         raise ModelError(f"{path}: is there already; choose another -o, or use --overwrite")
+    where = chosen_device(device)
+    resnet18_regressor(weights)  # refuses weights of something else, before hours of drawing
     thresholds = _thresholds(known.settings, success, failure)
     settings = known.settings
     if window is not None:
-        settings = settings.model_copy(update={"window": _window(window)})
+        settings = settings.model_copy(update={"window": window})
     renderer = known.renderer(configuration, settings, slices=slices)
+    if window is not None and renderer.renderer.window is None:
+        raise SelectionError("--window is for CT; the images of this dataset each have percentiles of their own")
     montages = gather(
         known,
         renderer,
@@ -110,13 +115,13 @@ def fit(
         noise=noise,
         seed=seed,
         weights=weights,
-        device=chosen_device(device),
+        device=where,
     ).fit(montages)
     about = {
         "configuration": configuration,
         "plans": plans,
         "thresholds": vars(thresholds),
-        "montages": {source: montages.sources.count(source) for source in sorted(set(montages.sources))},
+        "codes": {source: montages.sources.count(source) for source in sorted(set(montages.sources))},
     }
     _write_fitted(path, fitted, dataset=known.plans["dataset_name"], about=about)
 
@@ -133,7 +138,9 @@ def evaluate(
         None, "--success", help="Code 0 from this Dice up. Default: qa.yaml, else 0.8."
     ),
     failure: float | None = typer.Option(None, "--failure", help="Code 2 below this Dice. Default: qa.yaml, else 0.5."),
-    output: Path | None = typer.Option(None, "-o", help="Folder to write to. Default: that of the predictions."),
+    output: Path | None = typer.Option(
+        None, "-o", help="Folder to write to. Default: qa_evaluation in that of the predictions."
+    ),
     resamples: int = typer.Option(1000, "--resamples", min=0, help="Bootstrap draws; 0 for no intervals."),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of the bootstrap."),
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes that draw."),
@@ -142,30 +149,25 @@ def evaluate(
     """Compare the codes of a discriminator with those of people, or with codes by Dice, or with both.
 
     Where the Dice is known, also says how well the code finds failures, beside Q of a quality.csv with the predictions.
-    Writes qa_evaluation.csv (one row a case and source of codes), qa_evaluation.json and qa_confusion.png.
+    Writes qa_evaluation.csv (one row a case and source of codes), qa_evaluation.json and confusion.png.
 
     Example: `nnunet-qa discriminator evaluate -i discriminator.pt -d 101 -c 2d -p predictions -gt labelsTs`
     """
     import numpy as np
 
     from nnunet_qa.files import write_csv, write_json
-    from nnunet_qa.inference.coded_cases import judged, load_for
+    from nnunet_qa.inference.coded_cases import judged
     from nnunet_qa.inference.coded_dataset import CodedDataset
     from nnunet_qa.quality.judged_codes import judge_against_dice, metrics_by_source
     from nnunet_qa.reports.discriminator_figures import confusion_picture
 
     known = CodedDataset.find(dataset, plans)
     thresholds = _thresholds(known.settings, success, failure)
+    folder = output if output is not None else predictions / _FOLDER
+    if known.file_ending == ".png" and folder.resolve() == predictions.resolve():
+        raise DatasetError(f"{folder}: {_CONFUSION} would pass for a prediction there; choose another folder with -o")
+    loaded, renderer = known.load(discriminator, configuration, device=chosen_device(device))
     files, table = known.coded(predictions, codes=codes, truths=truths, thresholds=thresholds)
-    loaded, renderer = load_for(
-        discriminator,
-        known.plans,
-        configuration,
-        known.dataset_json,
-        known.settings,
-        images=files[0].images,
-        device=chosen_device(device),
-    )
     table.insert(1, "subject_id", table["case_id"].map({case.case_id: case.subject for case in files}))
     _add_q(table, predictions)
     table["predicted_code"] = table["case_id"].map(dict(judged(loaded, renderer, files, jobs=jobs)))
@@ -176,18 +178,15 @@ def evaluate(
         rng=np.random.default_rng(seed),
         resamples=resamples,
     )
-    folder = output if output is not None else predictions
     about = {"discriminator": discriminator, "predictions": predictions, "codes": codes, "truth": truths}
     named = {name: str(value) for name, value in about.items() if value is not None}
+    settings = {"thresholds": vars(thresholds), "bootstrap draws": resamples, "seed": seed}
     write_csv(folder / _JUDGED, table.round(6))
-    write_json(
-        folder / _SUMMARY,
-        {"about": {**named, "thresholds": vars(thresholds)}, "codes": metrics, "against_dice": against_dice},
-    )
-    confusion_picture(folder / _PICTURE, metrics["confusion"], heading=known.raw.name)
-    _show_metrics({"": metrics})
+    write_json(folder / _SUMMARY, {"about": {**named, **settings}, "codes": metrics, "against_dice": against_dice})
+    confusion_picture(folder / _CONFUSION, metrics["confusion"], heading=known.raw.name)
+    _show_metrics({"evaluated": metrics})
     _show_against_dice(against_dice)
-    _say(f"Wrote {', '.join(str(folder / name) for name in (_JUDGED, _SUMMARY, _PICTURE))}")
+    _say(f"Wrote {', '.join(str(folder / name) for name in (_JUDGED, _SUMMARY, _CONFUSION))}")
 
 
 def predict(
@@ -210,7 +209,7 @@ def predict(
 
     Example: `nnunet-qa discriminator predict -i discriminator.pt -d 101 -c 2d -p predictions`
     """
-    from nnunet_qa.inference.coded_cases import PREDICTED, judge_folder, load_for
+    from nnunet_qa.inference.coded_cases import PREDICTED, judge_folder
     from nnunet_qa.inference.coded_dataset import CodedDataset
     from nnunet_qa.quality.judged_codes import add_to_quality
     from nnunet_qa.quality.table import FILE_NAME, read_quality
@@ -219,15 +218,7 @@ def predict(
     files = known.predictions(predictions)
     if into_quality:
         read_quality(predictions / FILE_NAME)  # before hours of drawing
-    loaded, renderer = load_for(
-        discriminator,
-        known.plans,
-        configuration,
-        known.dataset_json,
-        known.settings,
-        images=files[0].images,
-        device=chosen_device(device),
-    )
+    loaded, renderer = known.load(discriminator, configuration, device=chosen_device(device))
     path = output if output is not None else predictions / PREDICTED
     table = judge_folder(path, discriminator, loaded, renderer, files, overwrite=overwrite, jobs=jobs)
     counts = table["code"].value_counts()
@@ -250,14 +241,6 @@ def _thresholds(settings: Any, success: float | None, failure: float | None) -> 
 
     given = settings.codes
     return CodeThresholds(given.success if success is None else success, given.failure if failure is None else failure)
-
-
-def _window(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise SelectionError(f'--window "{text}": must be two numbers with a comma between them: -175,275') from error
-    return low, high
 
 
 def _write_fitted(path: Path, fitted: Any, *, dataset: str, about: dict[str, Any]) -> None:
@@ -294,8 +277,6 @@ def _show_metrics(parts: dict[str, dict[str, Any]]) -> None:
         for source, own in {"all": metrics, **metrics["by_source"]}.items():
             numbers = (own["accuracy"], own["rmse"], *own["recall"], own["auroc"])
             shown.add_row(part, source, str(own["n"]), *(_text(number) for number in numbers))
-    if all(not part for part in parts):
-        shown.columns = shown.columns[1:]
     Console().print(shown)
 
 

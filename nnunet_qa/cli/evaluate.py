@@ -72,12 +72,13 @@ def folders(
 
     from nnunet_qa.cases import CaseTable
     from nnunet_qa.cli.case_table import find_cases
+    from nnunet_qa.cli.dataset_json import find_dataset_json
     from nnunet_qa.data.paths import read_json
     from nnunet_qa.evaluation import summary
     from nnunet_qa.evaluation.folders import Protocol, compare_folders
     from nnunet_qa.quality.table import FILE_NAME, read_quality
 
-    source = _dataset_json(predictions, dataset, dataset_json)
+    source = find_dataset_json(predictions, dataset, dataset_json)
     protocol = Protocol.of(read_json(source), str(source))
     case_table = find_cases(_with_case_table(dataset), cases)
     known = CaseTable.read(case_table).subjects() if case_table is not None else None
@@ -113,23 +114,6 @@ def folders(
     if known is None:
         console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
     console.print(f"Wrote {', '.join(str(folder / name) for name in (summary.TABLE, summary.SUMMARY, summary.TEXT))}")
-
-
-def _dataset_json(predictions: Path, dataset: str | None, given: Path | None) -> Path:
-    from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder
-    from nnunet_qa.errors import DatasetError, EnvironmentVariableError
-
-    if given is not None:
-        return given
-    if dataset is None:
-        beside = predictions / "dataset.json"
-        if not beside.is_file():
-            raise DatasetError(f"{beside}: not found; name the dataset with -d, or its file with --dataset-json")
-        return beside
-    try:
-        return raw_dataset_folder(dataset) / "dataset.json"
-    except (DatasetError, EnvironmentVariableError):
-        return preprocessed_dataset_folder(dataset) / "dataset.json"
 
 
 def _with_case_table(dataset: str | None) -> str | None:

@@ -57,11 +57,11 @@ def montage(
 
     Example: `nnunet-qa montage -p predictions -i imagesTs -o montages --legend`
     """
-    from nnunet_qa.cli.evaluate import _dataset_json
+    from nnunet_qa.cli.dataset_json import find_dataset_json
     from nnunet_qa.data.paths import read_json
     from nnunet_qa.reports.montage_pictures import Look, montage_pictures
 
-    source = _dataset_json(predictions, dataset, dataset_json)
+    source = find_dataset_json(predictions, dataset, dataset_json)
     pictures, drawn = montage_pictures(
         predictions,
         images,

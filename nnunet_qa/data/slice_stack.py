@@ -150,11 +150,12 @@ def slices_of(array: np.ndarray, geometry: Geometry, case_id: str, spec: SliceSp
     pictures = _pictures(_grey(ordered, spec.window), spacing[1::-1], spec)
     ends = [[(size - 1) / 2 for size in image.GetSize()[:2]] + [last] for last in (0, len(ordered) - 1)]
     points = np.array([image.TransformContinuousIndexToPhysicalPoint(end) for end in ends])
+    along = spec.axis.coordinate
     stack = SliceStack(
         case_id=case_id,
         pictures=pictures,
         depth=np.arange(len(ordered)) * spacing[2],
-        positions=np.linspace(*points[:, spec.axis.coordinate], len(ordered)),
+        positions=np.linspace(points[0, along], points[1, along], len(ordered)),
         indices=_indices(points, geometry, len(ordered)),
     )
     if not stack.seen.any():
@@ -217,4 +218,4 @@ def _indices(points: np.ndarray, geometry: Geometry, slices: int) -> np.ndarray:
     direction = np.reshape(geometry.direction, (3, 3))
     across = direction.T @ (points - geometry.origin).T / np.array(geometry.spacing)[:, None]
     along = int(np.abs(across[:, 1] - across[:, 0]).argmax())
-    return np.linspace(*across[along], slices).round().astype(int)
+    return np.linspace(across[along, 0], across[along, 1], slices).round().astype(int)

@@ -195,7 +195,7 @@ class Holdout:
         path, parts = self.folder / PARTS, {name: list(cases) for name, cases in asdict(self.parts).items()}
         if not path.is_file():
             write_json(path, parts)
-        elif read_json(path) != parts:
+        elif {"unlabelled": [], **read_json(path)} != parts:  # files of earlier versions lack it
             raise DatasetError(
                 f"{self.source / CASES}: parts the subjects otherwise than when the experiment was begun ({path}); put "
                 "the table back, or start anew with --overwrite"

@@ -42,6 +42,8 @@ class Protocol:
         labelled: annotated cases, drawn with the seed, of as many subjects as possible.
         thresholds: Dice of each quality code.
         weight: of the QA loss, the consistency and the cross pseudo supervision alike.
+        start: part of the epochs before pool images take part, in every arm that uses them.
+        ramp_up: part of the epochs over which the weight then grows.
         test_folds: see `part_subjects`.
         validation_subjects: see `part_subjects`.
         simulation: settings of the discriminator that the QA arms fit, as in `qa_loss.simulation` of `qa.yaml`.
@@ -52,6 +54,8 @@ class Protocol:
     labelled: int = 6
     thresholds: CodeThresholds = field(default_factory=CodeThresholds)
     weight: float = 0.1
+    start: float = 0.4
+    ramp_up: float = 0.2
     test_folds: int = 3
     validation_subjects: int = 1
     simulation: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +91,7 @@ class QALossExperiment:
         return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
 
     def _arms(self) -> list[Arm]:
-        weight = {"weight": self.protocol.weight}
+        weight = self._weight()
         peers = {
             "mean_teacher": ("Mean teacher", "MeanTeacherTrainer"),
             "cross_pseudo": ("Cross pseudo supervision", "CrossPseudoTrainer"),
@@ -102,7 +106,7 @@ class QALossExperiment:
         }
         if self.protocol.configuration != "2d":
             variants["qa_views"] = ("QA loss, three views", {"views": [0, 1, 2]})
-        own_fit = ("qa_refit", "qa_views")
+        own_fit = ("qa_noise", "qa_refit", "qa_views")  # its montages, or what it is to withstand, are others
         arms = [
             Arm(SUPERVISED, lambda cell: self._run(cell, "QAsemiTrainer", _PLAIN), (), "Annotated cases alone"),
             Arm(QA, lambda cell: self._run(cell, "QAsemiTrainer", self._qa({})), (), "QA loss"),
@@ -127,9 +131,12 @@ class QALossExperiment:
         """A quarter of the epochs, after which the discriminator is fitted anew."""
         return max(1, self.protocol.budget.epochs() // 4)
 
+    def _weight(self) -> dict[str, float]:
+        return {name: getattr(self.protocol, name) for name in ("weight", "start", "ramp_up")}
+
     def _qa(self, more: Mapping[str, Any]) -> dict[str, Any]:
         protocol = self.protocol
-        settings = {"weight": protocol.weight, "codes": asdict(protocol.thresholds)}
+        settings = {**self._weight(), "codes": asdict(protocol.thresholds)}
         qa = {**settings, "simulation": dict(protocol.simulation), **more}
         return {"head_weights": "all", "scoring": {"every_epoch": True, "final": False}, "qa_loss": qa}
 

@@ -204,8 +204,8 @@ def _simulated(folder: Path, makers: Sequence[tuple[Cell, Path]], titles: Mappin
         "AUROC of success",
     ]
     note = (
-        "On annotated training cases of subjects that the discriminator was not fitted on; the best epoch was chosen "
-        "on the validation part. `simulated`: simulated errors; `dice`: predictions of the network for these cases when "
+        "On annotated training cases of subjects that the discriminator was not fitted on; the best epoch is that of "
+        "the validation part. `simulated`: simulated errors; `dice`: predictions of the network for these cases when "
         "the discriminator was fitted last."
     )
     return [markdown_table(heads, rows), note, *pictures]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_qa.cases import FILE_NAME as CASES
@@ -27,10 +28,11 @@ from nnunet_qa.inference.case_montages import (
     dataset_images,
     label_maps,
 )
-from nnunet_qa.inference.coded_cases import coded_montages, dice_codes, simulated_cases
+from nnunet_qa.inference.coded_cases import coded_montages, dice_codes, load_for, simulated_cases
 from nnunet_qa.inference.predictor import class_names
 from nnunet_qa.quality.coded_montages import CodedMontages, subject_parts
 from nnunet_qa.quality.codes import CodeSource, CodeThresholds, read_codes
+from nnunet_qa.quality.discriminator import Discriminator
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,14 @@ class CodedDataset:
         """See `case_renderer`."""
         anyone = next(iter(self.images.values()))
         return case_renderer(self.plans, configuration, self.dataset_json, settings, images=anyone, slices=slices)
+
+    def load(
+        self, discriminator: Path, configuration: str, *, device: torch.device
+    ) -> tuple[Discriminator, CaseRenderer]:
+        """See `load_for`."""
+        anyone = next(iter(self.images.values()))
+        given = (self.plans, configuration, self.dataset_json, self.settings)
+        return load_for(discriminator, *given, images=anyone, device=device)
 
     def files(self, cases: Sequence[str], folder: Path) -> list[CaseFiles]:
         """Cases with their label maps in a folder.

@@ -21,7 +21,8 @@ def reason_to_stop(
     """Why the QA loss has to stop, or None.
 
     An epoch looks bad when the QA loss is below what it was at the epoch of the best labelled Dice (or of the lowest
-    disagreement), although the Dice has since fallen (the disagreement has since risen) by more than `tolerance`.
+    disagreement), although the Dice has since fallen (the disagreement has since risen) by more than `tolerance`. A
+    disagreement that rose while the Dice did too says nothing: a network that finds nothing agrees with itself.
 
     Args:
         qa: QA loss of each epoch; NaN where there was none.
@@ -43,14 +44,20 @@ def reason_to_stop(
     for what, values, sign in watched:
         if len(values) != len(losses):
             raise ValueError(f"{len(losses)} QA losses, but {len(values)} values; give one of each an epoch")
-        reason = _worse(what, losses, values * sign, sign, patience, tolerance)
+        reason = _worse(what, losses, values * sign, watched[0][1], sign, patience, tolerance)
         if reason is not None:
             return reason
     return None
 
 
 def _worse(
-    what: str, losses: np.ndarray, values: np.ndarray, sign: float, patience: int, tolerance: float
+    what: str,
+    losses: np.ndarray,
+    values: np.ndarray,
+    dice: np.ndarray,
+    sign: float,
+    patience: int,
+    tolerance: float,
 ) -> str | None:
     """Whether `values`, higher is better, have fallen in each of the last epochs while the losses fell too."""
     if len(values) <= patience:
@@ -58,7 +65,7 @@ def _worse(
     for now in range(len(values) - patience, len(values)):
         earlier = np.where(np.isnan(values[:now]) | np.isnan(losses[:now]), -np.inf, values[:now])
         best = int(earlier.argmax())
-        if not (values[now] < earlier[best] - tolerance and losses[now] < losses[best]):
+        if not (values[now] < earlier[best] - tolerance and losses[now] < losses[best] and dice[now] <= dice[best]):
             return None
     return (
         f"{what} from {sign * values[best]:.3f} (epoch {best}) to {sign * values[now]:.3f} while the QA loss fell from "

@@ -81,7 +81,9 @@ class CodeThresholds:
 
 
 def mean_dice(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[Sequence[int]]) -> float:
-    """Mean over classes of the Dice of two label maps of one shape; a class that is in neither counts 1.
+    """Mean Dice of two label maps of one shape, over the classes that are in either; 1 where none is.
+
+    In a patch that holds few of many classes, the absent ones would otherwise hide that the others are all wrong.
 
     Args:
         prediction: label map, any shape.
@@ -93,7 +95,9 @@ def mean_dice(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[Seque
     """
     if not classes:
         raise ValueError("there is no class to take the Dice of")
-    return float(np.mean([overlap(prediction, truth, values=values).dice() for values in classes]))
+    counts = [overlap(prediction, truth, values=values) for values in classes]
+    dice = [count.dice() for count in counts if count.true_positive + count.false_positive + count.false_negative]
+    return float(np.mean(dice)) if dice else 1.0
 
 
 def read_codes(path: Path, known_cases: Collection[str] | None = None) -> pd.DataFrame:

@@ -63,8 +63,9 @@ def _decided(probabilities: np.ndarray, *, regions: bool) -> np.ndarray:
 
 
 def _mean_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Mean Dice over classes; a class that is in neither counts 1."""
+    """Mean Dice over the classes that are in either; 1 where there is none."""
     axes = tuple(range(1, truth.ndim))
     total = prediction.sum(axes) + truth.sum(axes)
     shared = (prediction & truth).sum(axes)
-    return float(np.where(total == 0, 1.0, 2 * shared / np.maximum(total, 1)).mean())
+    there = total > 0
+    return float((2 * shared[there] / total[there]).mean()) if there.any() else 1.0

@@ -1,8 +1,8 @@
 """What the body-part scores of one scan's slices tell: whether they grow, and where a range of scores lies.
 
 Scores are noisy from slice to slice while the body is not, so a place is looked up in the increasing curve that is
-closest to the scores (isotonic regression): it reaches every score at one place only, and a few wrong slices do not
-move it.
+closest to the scores (isotonic regression): it passes every score at one place only. A running median before that takes
+out single slices that are far off.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import median_filter
 from scipy.stats import spearmanr
 from sklearn.isotonic import isotonic_regression
 
 from nnunet_qa.errors import SelectionError
 
+_MEDIAN = 5  # slices
 _SMOOTHING = 10.0  # mm, standard deviation; neighbouring slices may be less than 1 mm apart
 
 
@@ -67,8 +69,11 @@ def monotonicity(scores: np.ndarray, depth: np.ndarray) -> Monotonicity:
 
 
 def increasing_fit(scores: np.ndarray) -> np.ndarray:
-    """The increasing curve `(slices,)` closest to the scores, by least squares."""
-    return isotonic_regression(scores.astype(np.float64))
+    """The increasing curve `(slices,)` closest to the running median of the scores over 5 slices, by least squares.
+
+    Scores are finite; beyond the ends they are taken as mirrored.
+    """
+    return isotonic_regression(median_filter(scores.astype(np.float64), _MEDIAN)) if len(scores) else scores
 
 
 def slab_range(scores: np.ndarray, depth: np.ndarray, *, low: float, high: float) -> SlabRange:

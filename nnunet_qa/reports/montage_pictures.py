@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from nnunet_qa.data.images import Geometry, check_finite, check_same_grid, read_picture, read_volume
-from nnunet_qa.errors import DatasetError, ImageError, SelectionError
+from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.evaluation.folders import Protocol, read_labels
 from nnunet_qa.files import make_folder, remove_leftovers, replacing
 from nnunet_qa.progress import track
@@ -50,6 +50,9 @@ class Look:
             left out.
         tile: pixels of the longer side of a tile; None for 168, or for 2D images for their own size.
         legend: names of the classes beside their colours, below the tiles.
+
+    Raises:
+        SelectionError: no montage can look like this.
     """
 
     channel: int = 0
@@ -58,6 +61,10 @@ class Look:
     grid: tuple[int, int] | None = None
     tile: int | None = None
     legend: bool = False
+
+    def __post_init__(self) -> None:
+        tile = 1 if self.tile is None else self.tile
+        MontageSpec(grid=self.grid or (1, 1), tile=(tile, tile), output=None, window=self.window)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,6 @@ def montage_pictures(
     Raises:
         DatasetError: a folder is missing or empty, or a case has no image.
         ImageError: a file cannot be read, or label map and image do not fit.
-        SelectionError: the look is not possible.
         StorageError: a picture could not be written.
     """
     protocol = Protocol.of(dataset_json, source)
@@ -146,9 +152,6 @@ def montage_picture(
 
     Returns:
         `(rows, columns, 3)`, uint8.
-
-    Raises:
-        SelectionError: the look is not possible.
     """
     shades = gray(torch.from_numpy(image.astype(np.float32))[None], window=look.window)[0].numpy()
     if image.ndim == 2:
@@ -201,8 +204,6 @@ def _framed(slices: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _spec(shape: Sequence[int], plane: Sequence[float], classes: int, look: Look) -> MontageSpec:
     """The montage for so many slices, rows and columns, with `plane` between rows and between columns."""
-    if look.grid is not None and min(look.grid) < 1:
-        raise SelectionError(f"a grid of {look.grid[0]}x{look.grid[1]} tiles: rows and columns must be at least 1")
     wanted = None if look.grid is None else math.prod(look.grid)
     spec = MontageSpec.for_patch(
         shape, (1.0, *plane), classes=classes, window=look.window, slices=wanted, axis=0

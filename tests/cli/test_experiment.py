@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from nnunet_qa.cli.app import app
 from nnunet_qa.errors import NnunetQAError
@@ -51,3 +51,58 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert isinstance(result.exception, NnunetQAError), result.output
     assert said in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seeds", "0,-1"], "must be different numbers from 0 up"),
+        (["--budget", "gpus"], '"gpus" is no budget (did you mean "gpu"?)'),
+        (["--arms", "qa_los"], 'unknown arm "qa_los" (did you mean "qa_loss"?)'),
+        (["--arms", "qa_views"], 'unknown arm "qa_views"'),
+        (["--success", "0.4", "--failure", "0.6"], "success 0.4, failure 0.6; they must hold"),
+        (["--failure", "0"], "success 0.8, failure 0; they must hold"),
+        (["--labelled", "4"], "4 cases are neither for validation nor for test; 4 labelled ones leave none unlabelled"),
+        (["--test-folds", "6"], "5 subjects cannot be parted into 6 test folds"),
+        (["--validation-subjects", "3"], "3 subjects are left beside the test subjects; 3 for validation"),
+        (["--overwrite", "--report-only"], "--overwrite deletes what --report-only reports"),
+        (["--report-only"], "nothing is done yet"),
+        (["-d", "742"], "no dataset 742"),
+    ],
+)
+def test_a_mistake_with_the_qa_loss_is_one_line_and_writes_nothing(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    result = qa_loss(folders, tmp_path / "out", monkeypatch, *options)
+    assert isinstance(result.exception, NnunetQAError), result.output
+    assert said in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [["--labelled", "1"], ["--success", "1.1"], ["--weight", "-1"], ["-device", "tpu"]])
+def test_a_number_out_of_its_range_names_the_option(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    result = qa_loss(folders, tmp_path / "out", monkeypatch, *option)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option[0]}" in result.output
+
+
+def test_a_report_with_other_settings_is_refused(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_qa.experiments.runner.Runner.run", lambda self, arms, seeds: iter(()))
+    begun = qa_loss(folders, tmp_path / "out", monkeypatch)
+    assert "nothing is done yet" in str(begun.exception)
+    assert (tmp_path / "out" / "experiment.json").is_file()
+    for options, said in ([], "nothing is done yet"), (["--success", "0.9"], "begun with other settings (thresholds)"):
+        result = qa_loss(folders, tmp_path / "out", monkeypatch, "--report-only", *options)
+        assert said in str(result.exception)
+
+
+def qa_loss(folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Result:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(folders / name))
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    command = ["experiment", "qa-loss", "-d", "741", "-o", str(output), "-device", "cpu", "--labelled", "3", *options]
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, command)

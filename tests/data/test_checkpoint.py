@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_qa.data.checkpoint import read_checkpoint
+from nnunet_qa.data.checkpoint import read_checkpoint, read_content
 from nnunet_qa.errors import DependencyError, ModelError
 
 # The types that nnUNetTrainer.save_checkpoint leaves in a file.
@@ -36,6 +36,18 @@ def test_what_nnunet_writes_is_read(tmp_path: Path, legacy: bool) -> None:
     found = read_checkpoint(tmp_path / "a.pth")
     assert (found.trainer, found.configuration) == ("nnUNetTrainer", "2d")
     assert torch.equal(found.weights["a.weight"], GOOD["network_weights"]["a.weight"])
+
+
+def test_the_whole_content_is_read(tmp_path: Path) -> None:
+    extra = {"teacher": {"a": torch.ones(2)}, "teacher_steps": 3, "stopped": "why"}
+    torch.save({**GOOD, "nnunet_qa": extra}, tmp_path / "a.pth")
+    content = read_content(tmp_path / "a.pth")
+    assert list(content) == [*GOOD, "nnunet_qa"]
+    assert content["logging"]["mean_fg_dice"] == [0.5]
+    assert torch.equal(content["nnunet_qa"].pop("teacher")["a"], torch.ones(2))
+    assert content["nnunet_qa"] == {"teacher_steps": 3, "stopped": "why"}
+    torch.save([1, 2], tmp_path / "b.pth")
+    assert read_content(tmp_path / "b.pth") == {}
 
 
 def test_names_of_numpy_1_are_read_too(tmp_path: Path) -> None:

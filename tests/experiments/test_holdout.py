@@ -76,6 +76,34 @@ def test_too_few_subjects(options: dict[str, int], text: str) -> None:
         part_subjects(SUBJECTS, seed=0, **options)
 
 
+@pytest.mark.parametrize("number", [1, 3, 5, 8])
+def test_labelled_cases_come_from_as_many_subjects_as_possible(number: int) -> None:
+    whole = part_subjects(SUBJECTS, seed=0)  # nine cases of three subjects in the pool
+    parts = whole.with_labelled(number, SUBJECTS, np.random.default_rng(5))
+    assert (parts.validation, parts.test) == (whole.validation, whole.test)
+    assert sorted([*parts.pool, *parts.unlabelled]) == sorted(whole.pool)
+    assert len(parts.pool) == number
+    counts = [sum(SUBJECTS[case] == subject for case in parts.pool) for subject in subjects_of(whole.pool)]
+    assert max(counts) - min(counts) <= 1
+    assert list(parts.pool) == sorted(parts.pool)
+    assert list(parts.unlabelled) == sorted(parts.unlabelled)
+
+
+def test_labelled_cases_are_drawn_by_the_generator() -> None:
+    whole = part_subjects(SUBJECTS, seed=0)
+    drawn = [whole.with_labelled(4, SUBJECTS, np.random.default_rng(seed)).pool for seed in (1, 1, 2, 3, 4, 5, 6, 7)]
+    assert drawn[0] == drawn[1]
+    assert {case for pool in drawn for case in pool} == set(whole.pool)  # no case is preferred
+
+
+@pytest.mark.parametrize("number", [0, 9, 10])
+def test_labels_for_none_or_all_are_refused(number: int) -> None:
+    whole = part_subjects(SUBJECTS, seed=0)
+    said = f"9 cases are neither for validation nor for test; {number} labelled ones leave none unlabelled"
+    with pytest.raises(DatasetError, match=said):
+        whole.with_labelled(number, SUBJECTS, np.random.default_rng(0))
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Annotated phantoms of four subjects with two cases each; their own test cases have no part in this."""
@@ -269,6 +297,45 @@ def test_parts_stay_those_of_the_first_run(sources: dict[str, Path], tmp_path: P
     with pytest.raises(DatasetError, match=r"cases\.csv: parts the subjects otherwise than when"):
         other.prepare()
     made.prepare()
+
+
+def test_parts_of_an_earlier_version_are_the_same(
+    sources: dict[str, Path], tmp_path: Path, commands: list[list[str]]
+) -> None:
+    made = holdout(sources["2d"], tmp_path)
+    made.prepare()
+    path = tmp_path / "parts.json"
+    content = json.loads(path.read_text())
+    assert content.pop("unlabelled") == []
+    write_json(path, content)
+    made.prepare()
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("2d", ".png"), ("3d", ".nii.gz")])
+def test_labels_of_unlabelled_cases_are_nowhere(
+    sources: dict[str, Path], tmp_path: Path, commands: list[list[str]], kind: str, ending: str
+) -> None:
+    source = sources[kind]
+    whole, subjects = parts_of(source), CaseTable.read(source / "cases.csv").subjects()
+    parts = whole.with_labelled(2, subjects, np.random.default_rng(0))
+    made = Holdout(source, tmp_path, parts, "2d", Budget(**TINY), jobs=2)
+    made.prepare()
+    assert len(parts.unlabelled) == len(whole.pool) - 2 > 0
+    assert without_ending(made.raw / "imagesUn", f"_0000{ending}") == sorted(parts.unlabelled)
+    for case in parts.unlabelled:
+        image = made.raw / "imagesUn" / f"{case}_0000{ending}"
+        assert image.read_bytes() == (source / "imagesTr" / image.name).read_bytes()
+    annotated = [*parts.pool, *parts.validation]
+    assert without_ending(made.raw / "labelsTr", ending) == sorted(annotated)
+    holding = {path.name.removesuffix(ending) for path in made.raw.rglob(f"*{ending}") if "labels" in str(path.parent)}
+    assert holding == {*annotated, *parts.test}
+    truths = {(source / "labelsTr" / f"{case}{ending}").resolve() for case in parts.unlabelled}
+    assert not truths & {path.resolve() for path in tmp_path.rglob("*")}
+    table = CaseTable.read(made.raw / "cases.csv")
+    assert table.case_ids(Role.UNLABELLED) == sorted(parts.unlabelled)
+    assert table.case_ids(Role.LABELLED) == sorted(annotated)
+    assert json.loads((made.raw / "dataset.json").read_text())["numTraining"] == len(annotated)
+    assert commands[-1] == ["nnunet-qa", "pool", "-d", made.number, "-c", "2d", "-p", "nnUNetPlans", "--jobs", "2"]
 
 
 def test_a_configuration_that_is_not_planned(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_a_training_gets_its_settings_and_weights(training: Training, calls: lis
     assert settings["training"] == expected
     training.train(["a"], stages=2)  # done before
     assert len(calls) == 1
+
+
+def test_further_settings_are_added_and_replace_whole_sections(training: Training, calls: list[Any]) -> None:
+    training.train(["a"], stages=1)
+    plain = yaml.safe_load((training.cell.folder / "qa.yaml").read_text())
+    assert plain["scoring"] == {"every_epoch": False, "final": False}
+    settings = {"head_weights": "all", "scoring": {"every_epoch": True}, "qa_loss": {"weight": 0.3, "views": [0, 1]}}
+    replace(training, settings=settings).train(["a"], stages=1)
+    changed = yaml.safe_load((training.cell.folder / "qa.yaml").read_text())
+    assert changed == {"training": plain["training"], **settings}
 
 
 @pytest.mark.parametrize("name", ["latest", "final"])

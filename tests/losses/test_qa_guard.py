@@ -48,6 +48,13 @@ def test_the_reason_names_the_numbers() -> None:
     )
 
 
+def test_a_network_that_first_finds_nothing_agrees_with_itself() -> None:
+    """Its two outputs are both empty, so the disagreement starts at 0 and rises as it learns."""
+    dice = [0.0, 0.1, 0.3, 0.4, 0.5, 0.6]
+    assert reason(FALLING, dice, [0.0, 0.4, 0.4, 0.38, 0.36, 0.35]) is None
+    assert reason(FALLING, [0.3, 0.3, 0.3, 0.3, 0.3, 0.3], [0.0, 0.4, 0.4, 0.38, 0.36, 0.35]) is not None
+
+
 def test_a_loss_that_rises_too_is_no_fooled_discriminator() -> None:
     dice = [0.5, 0.8, 0.8, 0.7, 0.6, 0.5]
     assert reason(FALLING, dice) is not None

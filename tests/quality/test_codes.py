@@ -56,10 +56,13 @@ def test_what_is_no_dice(dice: float) -> None:
 def test_mean_dice_by_scikit_learn(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     prediction, truth = rng.integers(0, 4, (2, *shape))
-    expected = f1_score(truth.ravel(), prediction.ravel(), labels=[1, 2, 3, 4], average=None, zero_division=1.0)
+    expected = f1_score(truth.ravel(), prediction.ravel(), labels=[1, 2, 3], average=None)
+    # class 4 is in neither and does not count
     assert mean_dice(prediction, truth, [(1,), (2,), (3,), (4,)]) == pytest.approx(expected.mean())
     whole = f1_score(truth.ravel() > 0, prediction.ravel() > 0)
     assert mean_dice(prediction, truth, [(1, 2, 3), (2,)]) == pytest.approx((whole + expected[1]) / 2)
+    assert mean_dice(np.zeros_like(truth), truth, [(1,), *((value,) for value in range(10, 19))]) == 0.0
+    assert mean_dice(np.zeros_like(truth), np.zeros_like(truth), [(1,), (2,)]) == 1.0
     with pytest.raises(ValueError, match="no class"):
         mean_dice(prediction, truth, [])
 

@@ -76,7 +76,7 @@ def test_the_most_probable_class_wins_the_background_included() -> None:
     probabilities[:, :4] = np.array([0.4, 0.3])[:, None, None]  # a, before background with 0.3
     probabilities[:, 4:8] = np.array([0.3, 0.3])[:, None, None]  # background with 0.4
     made = predicted((patch(labels=truth), probabilities))
-    assert made.dice[0] == pytest.approx((2 * 4 / (4 + 8) + 1) / 2)  # b is in neither and counts 1
+    assert made.dice[0] == pytest.approx(2 * 4 / (4 + 8))  # b is in neither and does not count
 
 
 def test_each_region_is_decided_alone() -> None:

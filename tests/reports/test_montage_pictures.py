@@ -17,7 +17,7 @@ from nnunet_qa.reports.montage_pictures import Look, montage_picture, montage_pi
 from tests.small import write_tiny
 
 RNG = np.random.default_rng(5)
-ONE, TWO = {"fluid": (1,)}, {"fluid": (1,), "drusen": (2,)}
+ONE = {"fluid": (1,)}
 
 
 def _dataset_json(
@@ -332,15 +332,16 @@ def test_bad_files_are_one_line(tmp_path: Path, damage: Any, error: type[Excepti
 
 
 @pytest.mark.parametrize(
-    ("look", "said"),
+    ("values", "said"),
     [
-        (Look(window=(10, 5)), "the lower one first"),
-        (Look(grid=(0, 4)), "a grid of 0x4 tiles"),
+        ({"window": (10, 5)}, "the lower one first"),
+        ({"grid": (0, 4)}, "grid is 0x4"),
+        ({"tile": 0}, "tile is 0x0"),
     ],
 )
-def test_impossible_looks_are_one_line(look: Look, said: str) -> None:
+def test_impossible_looks_are_one_line(values: dict[str, Any], said: str) -> None:
     with pytest.raises(SelectionError, match=said):
-        montage_picture(np.zeros((3, 4)), np.zeros((3, 4)), classes=TWO, spacing=(1, 1), look=look)
+        Look(**values)
 
 
 def test_pictures_never_replace_predictions_or_images(tmp_path: Path) -> None:

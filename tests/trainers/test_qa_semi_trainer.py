@@ -22,30 +22,14 @@ from nnunet_qa.quality.table import read_quality
 from nnunet_qa.trainers.final_scoring import with_true_dice
 from nnunet_qa.trainers.heads import check_two_trained, head_weights
 from tests.phantom import trainer_of
+from tests.trainers.semi import TINY
 
 OFF = "head_weights: nnunet\npool: {enabled: false}\nscoring: {every_epoch: false, final: false}\n"
-SHORT = "training: {epochs: 2, iterations_per_epoch: 3, val_iterations_per_epoch: 2}\npool: {batches_per_epoch: 2}\n"
-
-
-@pytest.fixture
-def qa_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Settings for the trainers of one test."""
-
-    def write(text: str) -> None:
-        path = tmp_path / "qa.yaml"
-        path.write_text(text)
-        monkeypatch.setenv("nnUNet_qa_config", str(path))
-
-    return write
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A results folder of the test's own."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    monkeypatch.setenv("nnUNet_results", str(folder))
-    return folder
+SHORT = """
+training: {epochs: 2, iterations_per_epoch: 3, val_iterations_per_epoch: 2}
+pool: {batches_per_epoch: 2}
+qa_loss: {enabled: false}
+"""
 
 
 def seed_everything() -> None:
@@ -203,7 +187,7 @@ def test_with_a_pool_every_output_is_trained(planned: dict[str, str], results: P
     qa_yaml("")
     trainer = trainer_of(planned["2d"], "2d", 0)
     trainer.initialize()
-    factors = trainer.loss.weight_factors
+    factors = trainer.loss.supervised.weight_factors
     assert len(factors) >= 3
     assert all(later == pytest.approx(earlier / 2) for earlier, later in pairwise(factors))
     assert sum(factors) == pytest.approx(1)
@@ -276,9 +260,14 @@ def test_the_cascade_hands_the_pool_from_stage_to_stage(planned: dict[str, str],
     predicted = {path.name for path in (Path(lowres.output_folder_base) / "predicted_next_stage").rglob("*.b2nd")}
     assert {"P0_c0.b2nd", "P0_c1.b2nd", "S0_c0.b2nd"} <= predicted
 
+    # with the QA loss, whose batches hold the previous stage's segmentation too
+    with_qa = SHORT.replace("{enabled: false}", f"{{simulation: {TINY}, batch_size: 1}}")
+    qa_yaml(with_qa)
+    seed_everything()
     cascade = trainer_of(planned["3d"], "3d_cascade_fullres", 0, plans="cascade")
     cascade.run_training()
-    assert len(cascade.logger.get_value("disagreement_pool", step=None)) == 2
+    for key in ("disagreement_pool", "qa_loss"):
+        assert np.isfinite(cascade.logger.get_value(key, step=None)).tolist() == [True, True]
     cascade.perform_actual_validation()
     table = read_quality(Path(cascade.output_folder) / "quality.csv")
     assert (table["role"] == "unlabelled").sum() == 2
