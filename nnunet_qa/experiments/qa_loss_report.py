@@ -89,8 +89,9 @@ def _settings(experiment: QALossExperiment) -> str:
     simulation = ", ".join(f"{name} {value}" for name, value in protocol.simulation.items()) or "defaults"
     return (
         f"Configuration {protocol.configuration}. Codes by Dice: success from {protocol.thresholds.success:g}, failure "
-        f"below {protocol.thresholds.failure:g}. Weight of the loss of pool images: {protocol.weight:g}. "
-        f"Discriminator: {simulation}. Draw s tests fold s of {protocol.test_folds} folds of subjects."
+        f"below {protocol.thresholds.failure:g}. Pool images take part after {protocol.start:.0%} of the epochs, their "
+        f"weight grows to {protocol.weight:g} over the next {protocol.ramp_up:.0%}. Discriminator: {simulation}. "
+        f"Draw s tests fold s of {protocol.test_folds} folds of subjects."
     )
 
 

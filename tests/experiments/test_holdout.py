@@ -327,7 +327,7 @@ def test_labels_of_unlabelled_cases_are_nowhere(
         assert image.read_bytes() == (source / "imagesTr" / image.name).read_bytes()
     annotated = [*parts.pool, *parts.validation]
     assert without_ending(made.raw / "labelsTr", ending) == sorted(annotated)
-    holding = {path.name.removesuffix(ending) for path in made.raw.rglob(f"*{ending}") if "labels" in str(path.parent)}
+    holding = {path.name.removesuffix(ending) for path in made.raw.rglob(f"labels*/*{ending}")}
     assert holding == {*annotated, *parts.test}
     truths = {(source / "labelsTr" / f"{case}{ending}").resolve() for case in parts.unlabelled}
     assert not truths & {path.resolve() for path in tmp_path.rglob("*")}

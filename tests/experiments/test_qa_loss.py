@@ -119,7 +119,8 @@ def test_the_pool_is_preprocessed_with_the_plans_of_the_training(
 def test_settings_of_the_qa_arms_reach_the_trainer(
     source: Path, tmp_path: Path, commands: Commands, arm: str, changed: dict[str, Any]
 ) -> None:
-    experiment = experiment_on(source, tmp_path, weight=0.2, simulation={"epochs": 3, "patches": 7})
+    growth = {"weight": 0.2, "start": 0.3, "ramp_up": 0.4}
+    experiment = experiment_on(source, tmp_path, **growth, simulation={"epochs": 3, "patches": 7})
     run(experiment, [arm])
     config = config_of(experiment.runner.cell(arm, 0))
     assert config.head_weights is HeadWeights.ALL
@@ -129,9 +130,9 @@ def test_settings_of_the_qa_arms_reach_the_trainer(
     own = config.qa_loss
     assert (own.simulation.epochs, own.simulation.patches) == (3, 7)
     assert (own.codes.success, own.codes.failure) == (0.7, 0.5)
-    shared = arm not in (QA, "qa_refit")
+    shared = arm not in (QA, "qa_noise", "qa_refit")  # what these are fitted on, or withstand, is another
     assert own.discriminator == (experiment.discriminator(0) if shared else None)
-    usual = {"weight": 0.2, "hard": False, "noise": 0.0, "entropy_weight": 0.0, "refit_every": 0, "views": None}
+    usual = {**growth, "hard": False, "noise": 0.0, "entropy_weight": 0.0, "refit_every": 0, "views": None}
     expected = {**usual, "outputs": QAOutputs.FINEST, **changed}
     assert {name: getattr(own, name) for name in expected} == expected
     # the arm whose discriminator is shared ran first
@@ -140,10 +141,11 @@ def test_settings_of_the_qa_arms_reach_the_trainer(
 
 @pytest.mark.parametrize("arm", PEERS)
 def test_the_peers_have_the_same_weight_and_outputs(source: Path, tmp_path: Path, commands: Commands, arm: str) -> None:
-    experiment = experiment_on(source, tmp_path, weight=0.2)
+    growth = {"weight": 0.2, "start": 0.3, "ramp_up": 0.4}
+    experiment = experiment_on(source, tmp_path, **growth)
     run(experiment, [arm])
     config = config_of(experiment.runner.cell(arm, 0))
-    assert getattr(config, arm).weight == 0.2
+    assert {name: getattr(getattr(config, arm), name) for name in growth} == growth
     assert config.head_weights is HeadWeights.ALL
     assert config.pool.enabled
 
@@ -189,14 +191,13 @@ def test_a_finished_cell_is_not_run_again(source: Path, tmp_path: Path, commands
 
 
 def test_what_determines_the_results_is_kept(source: Path, tmp_path: Path, commands: Commands) -> None:
-    protocol = Protocol(budget=TINY, thresholds=CodeThresholds(0.9, 0.4), simulation={"epochs": 2})
+    chosen = {"labelled": 7, "weight": 0.3, "start": 0.2, "ramp_up": 0.1, "simulation": {"epochs": 2}}
+    protocol = Protocol(budget=TINY, thresholds=CodeThresholds(0.9, 0.4), **chosen)
     expected = {
+        **chosen,
         "configuration": "2d",
-        "labelled": 6,
-        "weight": 0.1,
         "test_folds": 3,
         "validation_subjects": 1,
-        "simulation": {"epochs": 2},
         "thresholds": {"success": 0.9, "failure": 0.4},
         "budget": TINY.model_dump(mode="json"),
     }

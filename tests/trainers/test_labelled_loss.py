@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from skimage.io import imread, imsave
 
-from nnunet_qa.errors import DatasetError
+import nnunet_qa.trainers.qa_discriminator as qa_discriminator
+from nnunet_qa.errors import DatasetError, SelectionError
 from nnunet_qa.losses.multi_source_dice import PartialLabelLoss
 from tests.phantom import trainer_of
-from tests.trainers.semi import begin_epoch, copied, settings, started, write_discriminator
+from tests.trainers.semi import TINY, begin_epoch, copied, seed, settings, started, write_discriminator
 
 PARTIAL = {"S0_c0": (True, False), "S0_c1": (True, False), "S2_c0": (True, False)}
 """Cases that label only the small ball."""
@@ -132,6 +134,48 @@ def test_cross_entropy_is_a_setting(declare: Any, results: Path, qa_yaml: Any) -
         assert loss.cross_entropy is cross_entropy
         found.append(float(loss(torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4))))
     assert found[0] > found[1]
+
+
+def test_cases_with_partial_labels_teach_the_discriminator_nothing(
+    declare: Any, planned: dict[str, str], results: Path, qa_yaml: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing organ would be right there."""
+    seen: list[str] = []
+    real = qa_discriminator.simulated_montages
+
+    def spied(patches: list[Any], **how: Any) -> Any:
+        seen.extend(patch.case_id for patch in patches)
+        return real(patches, **how)
+
+    monkeypatch.setattr(qa_discriminator, "simulated_montages", spied)
+    qa_yaml(settings(qa_loss={"simulation": {**TINY, "patches": 12}}))
+    train = sorted(trainer_of(planned["2d"], "2d", 0).do_split()[0])
+    dataset = declare({train[0]: "small"})
+    seed()
+    with started(trainer_of(dataset, "2d", 0)) as trainer:
+        assert set(seen) == set(train[1:])
+        assert sorted(trainer.get_tr_and_val_datasets()[0].identifiers) == train  # it is trained on nevertheless
+    declare(dict.fromkeys(train, "small"))
+    with (
+        pytest.raises(SelectionError, match="every training case labels only some"),
+        started(trainer_of(dataset, "2d", 0)),
+    ):
+        pass
+
+
+def test_ignored_areas_teach_the_discriminator_nothing(
+    declare: Any, results: Path, qa_yaml: Any, tmp_path: Path
+) -> None:
+    dataset = declare({})
+    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
+        path = tmp_path / folder / dataset / "dataset.json"
+        content = json.loads(path.read_text())
+        content["labels"]["ignore"] = 3
+        path.write_text(json.dumps(content))
+    qa_yaml(settings(qa_loss={"simulation": TINY}))
+    said = "parts of the annotated cases are to be ignored"
+    with pytest.raises(SelectionError, match=said), started(trainer_of(dataset, "2d", 0)):
+        pass
 
 
 def test_a_training_on_partial_labels(declare: Any, results: Path, qa_yaml: Any) -> None:

@@ -55,10 +55,9 @@ def given(planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path) 
     return make
 
 
-def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
-    planned: dict[str, str], results: Path, qa_yaml: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every setting of the simulation counts; nothing changes the discriminator from then on."""
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """With what errors were simulated, and what came of it."""
     seen: list[dict[str, Any]] = []
     real = qa_discriminator.simulated_montages
 
@@ -68,6 +67,13 @@ def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
         return made
 
     monkeypatch.setattr(qa_discriminator, "simulated_montages", spied)
+    return seen
+
+
+def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
+    planned: dict[str, str], results: Path, qa_yaml: Any, simulated: list[dict[str, Any]]
+) -> None:
+    """Every setting of the simulation counts; nothing changes the discriminator from then on."""
     seed()
     simulation = {"patches": 7, "per_code": 2, "epochs": 2, "patience": 3, "learning_rate": 0.002}
     codes = {"success": 0.9, "failure": 0.6}
@@ -76,7 +82,7 @@ def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
     first.num_epochs = 1
     first.run_training()
 
-    (call,) = seen
+    (call,) = simulated
     assert call["per_code"] == 2
     assert len(call["patches"]) % 7 == 0
     assert {patch.case_id for patch in call["patches"]} <= set(first.do_split()[0])  # never of validation cases
@@ -99,7 +105,7 @@ def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
     second = trainer_of(planned["2d"], "2d", 0)
     second.load_checkpoint(str(Path(first.output_folder) / "checkpoint_final.pth"))
     second.run_training()
-    assert len(seen) == 1
+    assert len(simulated) == 1
     assert FITTED not in logs(second)
     assert own.read_bytes() == written
     assert equal(state(second.discriminator.network_), state(network))
@@ -113,7 +119,12 @@ def test_a_training_fits_its_discriminator_and_keeps_it_after_a_resume(
 
 @pytest.mark.parametrize(("kind", "configuration"), [("3d", "3d_fullres"), ("3d", "2d")])
 def test_volumes_fit_a_discriminator_too(
-    planned: dict[str, str], results: Path, qa_yaml: Any, kind: str, configuration: str
+    planned: dict[str, str],
+    results: Path,
+    qa_yaml: Any,
+    simulated: list[dict[str, Any]],
+    kind: str,
+    configuration: str,
 ) -> None:
     seed()
     own: dict[str, Any] = {"simulation": TINY, "batch_size": 3, "ramp_up": 0}
@@ -127,8 +138,10 @@ def test_volumes_fit_a_discriminator_too(
             assert [(spec.axis, spec.slices) for spec in specs] == [(0, 4), (2, 4)]
         else:
             assert [spec.slices for spec in specs] == [4]  # three slices on a grid of two by two
+        assert [call["spec"] for call in simulated] == list(specs)
         description = json.loads((Path(trainer.output_folder) / "discriminator.json").read_text())
-        assert description["about"]["codes"]["simulated"] >= 6
+        codes = description["about"]["codes"]
+        assert codes == {"simulated": sum(len(call["made"]) for call in simulated)}  # of all views
         begin_epoch(trainer)
         one_step(trainer)
         assert math.isfinite(trainer.loss.collect())
@@ -175,6 +188,7 @@ def test_where_the_discriminator_comes_from(
     with started(trainer):
         assert float(trainer.discriminator.network_.fc.bias) == 1.0
         assert f"QA discriminator: {shared}" in logs(trainer)
+        assert "validation cases of this fold" not in logs(trainer)
         change(trainer, "qa_loss", discriminator=named)
         assert float(trainer._find_discriminator(trainer.renderer).network_.fc.bias) == 2.0
         trainer.current_epoch = 5  # resumed: what the user named still counts, unless it was fitted anew since
@@ -205,6 +219,7 @@ def test_a_discriminator_for_something_else_is_refused(
     write_discriminator(trainer, tmp_path / "given.pt", **changes)
     with pytest.raises(ModelError, match=rf"given\.pt: was {said}"), started(trainer):
         pass
+    assert (trainer.pool is None) == ("output" not in changes)  # before hours go into the pool, where that can be
 
 
 @pytest.mark.parametrize(
@@ -342,7 +357,10 @@ def test_the_guard_stops_the_loss_for_good(given: Any, planned: dict[str, str], 
             change(trainer, "qa_loss", guard={"patience": 2, "tolerance": 0.1, **own})
             begin_epoch(trainer, 3)
             assert trainer.stopped is None
-        change(trainer, "qa_loss", guard={"patience": 2, "tolerance": 0.1})
+        change(trainer, "qa_loss", guard={"patience": 2, "tolerance": 0.1}, refit_every=2)
+        begin_epoch(trainer, 3)  # the losses of the first two epochs are those of another discriminator
+        assert trainer.stopped is None
+        change(trainer, "qa_loss", refit_every=0)
         begin_epoch(trainer, 3)
         assert trainer.stopped is not None
         assert "QA loss: stopped by its guard: the labelled Dice fell from 0.800 (epoch 0) to 0.600" in logs(trainer)

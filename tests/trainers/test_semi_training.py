@@ -52,25 +52,29 @@ def trainer_with(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weight_ramp_up_frequency_and_batch_size_are_settings(
+def test_start_weight_ramp_up_frequency_and_batch_size_are_settings(
     planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, name: str
 ) -> None:
-    own = {"weight": 0.3, "ramp_up": 0.5, "every": 2, "batch_size": 3}
+    own = {"weight": 0.3, "start": 0.25, "ramp_up": 0.5, "every": 2, "batch_size": 3}
     trainer = trainer_with(qa_yaml, name, planned["2d"], tmp_path, **own)
     trainer.num_epochs = 8
     seen: list[int] = []
     with started(trainer):
         trainer.network.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
-        for epoch in range(6):
+        for epoch in range(7):
             begin_epoch(trainer, epoch)
-            expected = 0.3 * math.exp(-5 * (1 - min((epoch + 1) / 4, 1)) ** 2)
-            assert trainer.loss.weight == pytest.approx(expected)
+            if epoch < 2:  # before the start
+                one_step(trainer)
+                one_step(trainer)
+            else:
+                expected = 0.3 * math.exp(-5 * (1 - min((epoch - 1) / 4, 1)) ** 2)
+                assert trainer.loss.weight == pytest.approx(expected)
+        assert math.isnan(trainer.loss.collect())
         for _ in range(4):
             one_step(trainer)
-        outputs = trainer.loss.collect()
-    own_images = trainer.batch_size
-    assert seen == [own_images, own_images + 3] * 2
-    assert math.isfinite(outputs)
+        assert math.isfinite(trainer.loss.collect())
+    annotated = trainer.batch_size
+    assert seen == [annotated] * 4 + [annotated, annotated + 3] * 2
 
 
 CONFIGURATIONS = [("2d", "2d"), ("3d", "3d_fullres"), ("3d", "2d"), ("regions", "2d")]
@@ -135,6 +139,17 @@ def test_a_2d_configuration_takes_evenly_spaced_slices_of_one_volume(
 
 
 @pytest.mark.parametrize("name", PEERS)
+def test_a_peer_takes_slices_of_any_case(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, name: str
+) -> None:
+    """They draw no montage, and a batch of many cases teaches more."""
+    trainer = trainer_with(qa_yaml, name, planned["3d"], tmp_path, configuration="2d")
+    with started(trainer):
+        seed()
+        assert {len(set(next(trainer._pool_batches)["keys"])) for _ in range(5)} == {2}
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_without_a_pool_the_peers_are_nnunet_trainer_bit_for_bit(
     planned: dict[str, str], results: Path, qa_yaml: Any, name: str
 ) -> None:
@@ -158,8 +173,7 @@ def test_without_a_pool_the_peers_are_nnunet_trainer_bit_for_bit(
 def test_a_weight_of_zero_leaves_the_pool_alone(
     planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, name: str
 ) -> None:
-    qa_yaml(settings(**{SECTIONS[name]: {"weight": 0}}))
-    trainer = trainer_of(planned["2d"], "2d", 0, name=name)
+    trainer = trainer_with(qa_yaml, name, planned["2d"], tmp_path, weight=0)
     with started(trainer):
         assert not isinstance(trainer.loss, SplitLoss)
         begin_epoch(trainer)
