@@ -74,6 +74,7 @@ def fit(
     if limits is not None and not limits[0] < limits[1]:
         raise SelectionError(f'--window "{window}": the first number must be lower than the second')
     given = read_landmarks(landmarks) if landmarks is not None else []
+    place = chosen_device(device)
     paths = _first_channels(images)
     spec = SliceSpec(
         size=size,
@@ -82,7 +83,7 @@ def fit(
         axis=BodyAxis(axis),
     )
     volumes = read_stacks(paths, spec, jobs=jobs, show_progress=True)
-    regressor = BodyPartRegressor(spec, steps=steps, seed=seed, device=chosen_device(device))
+    regressor = BodyPartRegressor(spec, steps=steps, seed=seed, device=place)
     regressor.fit(volumes, landmarks=given, state=output.with_suffix(".state"), show_progress=True)
     save(regressor, output)
     _show(regressor.score(volumes), "The scans that were learnt from")

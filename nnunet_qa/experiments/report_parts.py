@@ -115,10 +115,11 @@ def comparison_table(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
 def p_with_holm(p: float, adjusted: float) -> str:
     """A p-value with the adjusted one in brackets.
 
-    >>> p_with_holm(0.0123, 0.0369), p_with_holm(float("nan"), float("nan"))
-    ('0.012 (0.037)', 'n/a')
+    >>> [p_with_holm(*both) for both in ((0.0123, 0.0369), (1e-5, 0.002), (float("nan"), float("nan")))]
+    ['0.012 (0.037)', '< 0.001 (0.002)', 'n/a']
     """
-    return "n/a" if np.isnan(p) else f"{p:.3f} ({adjusted:.3f})"
+    first, second = (f"{value:.3f}" if value >= 0.001 else "< 0.001" for value in (p, adjusted))
+    return "n/a" if np.isnan(p) else f"{first} ({second})"
 
 
 def error_panel(holdout: Holdout, cell: Cell, case: str, dice: float) -> ErrorPanel:

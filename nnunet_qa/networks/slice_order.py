@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-FEATURES = (16, 32, 64, 128)
+FEATURES = (8, 16, 32, 64)
 
 
 class SliceOrderNetwork(nn.Module):

@@ -107,9 +107,8 @@ def extract_slabs(
     known = _begin(output, _settings(model, wish), overwrite=overwrite)
     rows = {row["case_id"]: row for row in known if row["case_id"] in cases and cases[row["case_id"]].is_done(row)}
     left = [case for name, case in cases.items() if name not in rows]
-    calls = [delayed(_extract)(case, regressor, wish) for case in left]
-    found = Parallel(n_jobs=jobs, return_as="generator")(calls)
-    for row in track(found, "extracting", len(calls)) if show_progress else found:
+    found = Parallel(n_jobs=jobs, return_as="generator")(delayed(_extract)(case, regressor, wish) for case in left)
+    for row in track(found, "extracting", len(left)) if show_progress else found:
         rows[row["case_id"]] = row
         write_csv(output / TABLE, _table(rows, cases).round(3))
     table = _table(rows, cases)
@@ -130,8 +129,9 @@ class _Case:
     label: tuple[Path, Path] | None
 
     def is_done(self, row: Mapping[str, Any]) -> bool:
+        """Whether its slabs are there; a scan that was left out is looked at again, for its file may be another now."""
         targets = [target for _, target in (*self.images, *([self.label] if self.label else []))]
-        return pd.notna(row["left_out"]) or all(target.is_file() for target in targets)
+        return pd.isna(row["left_out"]) and all(target.is_file() for target in targets)
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], cases: Iterable[str]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def qa_loss_picture(
     styles = {arm: (_COLOURS[k % len(_COLOURS)], _STYLES[k // len(_COLOURS) % 2]) for k, arm in enumerate(others)}
     styles[reference] = (_REFERENCE, "-")
     figure = Figure(figsize=(12.5, 4.1), dpi=130, layout="constrained")
-    for axes, (column, label) in zip(figure.subplots(1, len(QUANTITIES)), QUANTITIES.items(), strict=True):
+    for axes, (column, label) in zip(figure.subplots(1, len(QUANTITIES), sharex=True), QUANTITIES.items(), strict=True):
         for arm in arms:
             table = curves[curves["arm"] == arm].pivot(index="epoch", columns="seed", values=column)
             if table.isna().to_numpy().all():

@@ -29,6 +29,7 @@ SUBJECTS, EACH = 6, 6
 SETTINGS = """
 training: {epochs: 1, iterations_per_epoch: 2, val_iterations_per_epoch: 1}
 pool: {batches_per_epoch: 1, jobs: 1}
+qa_loss: {simulation: {patches: 4, epochs: 1}}
 """
 MORE = {
     "nnUNetv2_train": ("-device", "cpu"),

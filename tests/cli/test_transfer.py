@@ -27,6 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "transfer.md"
 SETTINGS = """
 training: {epochs: 1, iterations_per_epoch: 2, val_iterations_per_epoch: 1}
 pool: {batches_per_epoch: 1, jobs: 1}
+qa_loss: {simulation: {patches: 4, epochs: 1}}
 """
 
 

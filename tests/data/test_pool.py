@@ -201,7 +201,7 @@ def test_the_loader_gives_batches_in_this_process_and_in_others_and_closes(
         trainer = trainer_of(planned["2d"], "2d", 0)
         trainer.initialize()
         trainer._prepare_pool()
-        with trainer._open_pool_loader() as loader:
+        with trainer._open_pool_loader(trainer.batch_size) as loader:
             batch = next(loader)
             assert batch["data"].shape == (trainer.batch_size, 1, *trainer.configuration_manager.patch_size)
             assert set(batch["keys"]) <= set(trainer.pool.case_ids)

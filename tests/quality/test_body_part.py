@@ -224,15 +224,15 @@ def test_scores_of_real_unseen_patients_grow_from_head_to_feet(real_data: Path) 
         path.name.removesuffix(".nii.gz"): path
         for path in sorted((real_data / "openkbp_head_neck_ct" / "images").iterdir())
     }
-    spec = SliceSpec(size=32, field_of_view=field_of_view(list(paths.values()), BodyAxis.HEAD_TO_FEET))
+    spec = SliceSpec(size=48, field_of_view=field_of_view(list(paths.values()), BodyAxis.HEAD_TO_FEET))
     volumes = read_stacks(paths, spec)
     unseen: list[SliceStack] = volumes[4:7] + volumes[-3:]  # the two cut out are among them
     training = [volume for volume in volumes if all(volume is not other for other in unseen)]
-    regressor = BodyPartRegressor(spec, features=(16, 32, 64), steps=300).fit(training)
+    regressor = BodyPartRegressor(spec, steps=300).fit(training)
     table = regressor.score(unseen).set_index("case_id")
     print(f"\n{table.round(3).to_string()}\n{time.process_time() - start:.0f} s of processor time")
     assert set(table.index) > CUT_OUT
     whole = table.drop(CUT_OUT)
     assert (whole["spearman"] > 0.95).all()
     assert (whole["increasing_smoothed"] >= 0.9).all()
-    assert (table["spearman"] > 0.8).all()
+    assert (table["spearman"] > 0.85).all()

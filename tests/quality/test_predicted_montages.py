@@ -79,6 +79,13 @@ def test_the_most_probable_class_wins_the_background_included() -> None:
     assert made.dice[0] == pytest.approx(2 * 4 / (4 + 8))  # b is in neither and does not count
 
 
+def test_what_is_rightly_left_empty_is_a_success() -> None:
+    empty = np.zeros((32, 32), np.int16)
+    made = predicted((patch(labels=empty), sure(empty)), (patch(labels=empty), sure(patch().labels)))
+    assert made.dice.tolist() == [1.0, 0.0]
+    assert made.codes.tolist() == [0, 2]
+
+
 def test_each_region_is_decided_alone() -> None:
     truth = patch().labels
     probabilities = sure(truth, REGIONS, p=0.6)

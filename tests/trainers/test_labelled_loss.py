@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -160,21 +159,6 @@ def test_cases_with_partial_labels_teach_the_discriminator_nothing(
         pytest.raises(SelectionError, match="every training case labels only some"),
         started(trainer_of(dataset, "2d", 0)),
     ):
-        pass
-
-
-def test_ignored_areas_teach_the_discriminator_nothing(
-    declare: Any, results: Path, qa_yaml: Any, tmp_path: Path
-) -> None:
-    dataset = declare({})
-    for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
-        path = tmp_path / folder / dataset / "dataset.json"
-        content = json.loads(path.read_text())
-        content["labels"]["ignore"] = 3
-        path.write_text(json.dumps(content))
-    qa_yaml(settings(qa_loss={"simulation": TINY}))
-    said = "parts of the annotated cases are to be ignored"
-    with pytest.raises(SelectionError, match=said), started(trainer_of(dataset, "2d", 0)):
         pass
 
 
