@@ -31,7 +31,9 @@ from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
 from nnunet_qa.reports.discriminator_figures import learning_curve_picture
 
-PREDICTED = "predicted_codes.csv"
+PREDICTED = "predicted_codes"
+"""Beginning of the names of the files in which the codes are kept."""
+TRUTH = "truth"
 _SCORES = {"code": "Code", "q": "Q"}
 _RANKED = ("spearman", "aurc", "naurc", "auroc")
 
@@ -54,32 +56,41 @@ def judged_arms(experiment: QALossExperiment, cells: Sequence[Cell], codes: pd.D
         One row a discriminator (`fitted_by`, an arm), `arm` and `seed`: number of `cases`; of the codes rounded
         `accuracy`, beside the share of the `most_frequent` code, `recall_<code>` and `confusion_<given>_<predicted>`;
         `rmse`, `mean_code` by Dice, `mean_predicted`; and for the predicted code (its negative) and Q as scores of the
-        Dice `code_` and `q_` with `spearman`, `aurc`, `naurc` and `auroc` of failures.
+        Dice `code_` and `q_` with `spearman`, `aurc`, `naurc` and `auroc` of failures. The arm `truth` stands for the
+        true labels of the same cases, all of code 0; there is nothing to rank in it.
     """
     rows = []
     for maker, path in fitted_discriminators(experiment, cells):
+        own = codes[(codes["arm"] == maker.arm) & (codes["seed"] == maker.seed)].set_index("case_id")
+        truths = experiment.holdout(maker.seed).raw / "labelsTs"
+        said = _predicted(experiment, path, maker, truths, maker.folder / f"{PREDICTED}_truth.csv", own.index.tolist())
+        key = {"fitted_by": maker.arm, "seed": maker.seed}
+        rows.append({**key, "arm": TRUTH, **_agreement(said.to_numpy(), np.zeros(len(said), dtype=np.int64))})
         for cell in cells:
-            if cell.seed == maker.seed and (maker.arm == QA or cell.arm in (SUPERVISED, maker.arm)):
-                known = codes[(codes["arm"] == cell.arm) & (codes["seed"] == cell.seed)].set_index("case_id")
-                predicted = _predicted(experiment, path, maker, cell, known.index.tolist())
-                table = known.assign(predicted=predicted, q=_quality(cell)["q"])
-                key = {"fitted_by": maker.arm, "arm": cell.arm, "seed": cell.seed}
-                rows.append(key | _agreement(table, experiment.protocol.thresholds))
+            if cell.seed != maker.seed or not (maker.arm == QA or cell.arm in (SUPERVISED, maker.arm)):
+                continue
+            known = codes[(codes["arm"] == cell.arm) & (codes["seed"] == cell.seed)].set_index("case_id")
+            kept = cell.folder / (f"{PREDICTED}.csv" if maker.arm == QA else f"{PREDICTED}_{maker.arm}.csv")
+            said = _predicted(experiment, path, maker, cell.folder / "imagesTs", kept, known.index.tolist())
+            quality = read_quality(cell.folder / "imagesTs" / QUALITY).set_index("case_id")["q"]
+            table = known.assign(predicted=said, q=quality)
+            found = _agreement(table["predicted"].to_numpy(), table["code"].to_numpy())
+            rows.append({**key, "arm": cell.arm, **found, **_ranking(table, experiment.protocol.thresholds)})
     return pd.DataFrame(rows)
 
 
-def _predicted(experiment: QALossExperiment, path: Path, maker: Cell, cell: Cell, cases: list[str]) -> pd.Series:
-    """The codes that a discriminator gives to the test predictions of a cell; kept in the cell's folder."""
-    name = PREDICTED if maker.arm == QA else f"{Path(PREDICTED).stem}_{maker.arm}.csv"
-    kept = cell.folder / name
+def _predicted(
+    experiment: QALossExperiment, path: Path, maker: Cell, predictions: Path, kept: Path, cases: list[str]
+) -> pd.Series:
+    """The codes that a discriminator gives to test cases in a folder, kept in a file; by case."""
     if not kept.is_file() or kept.stat().st_mtime < path.stat().st_mtime:
-        holdout = experiment.holdout(cell.seed)
+        holdout = experiment.holdout(maker.seed)
         table = predicted_codes(
             path,
             plans=read_json(experiment.model_of(maker) / "plans.json"),
             configuration=experiment.protocol.configuration,
             dataset_json=holdout.dataset_json,
-            predictions=cell.folder / "imagesTs",
+            predictions=predictions,
             images={case: holdout.images(case) for case in cases},
             cases=cases,
             settings=QAConfig.read(maker.folder / SETTINGS).qa_loss,
@@ -90,13 +101,8 @@ def _predicted(experiment: QALossExperiment, path: Path, maker: Cell, cell: Cell
     return pd.read_csv(kept, dtype={"case_id": str}).set_index("case_id")["predicted_code"]
 
 
-def _quality(cell: Cell) -> pd.DataFrame:
-    return read_quality(cell.folder / "imagesTs" / QUALITY).set_index("case_id")
-
-
-def _agreement(table: pd.DataFrame, thresholds: CodeThresholds) -> dict[str, Any]:
-    """Figures of one arm and seed; the table has `code`, `dice`, `predicted`, `q` and `subject_id`."""
-    predicted, codes, dice = (table[column].to_numpy() for column in ("predicted", "code", "dice"))
+def _agreement(predicted: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+    """Figures of predicted codes against given ones."""
     found = code_metrics(predicted, codes)
     row: dict[str, Any] = {
         "cases": found["n"],
@@ -109,11 +115,22 @@ def _agreement(table: pd.DataFrame, thresholds: CodeThresholds) -> dict[str, Any
     for given in NAMES:
         row[f"recall_{given}"] = found["recall"][given]
         row |= {f"confusion_{given}_{code}": found["confusion"][given][code] for code in NAMES}
-    subjects = table["subject_id"].tolist()
-    how: dict[str, Any] = {"subjects": subjects, "failure_dice": thresholds.failure, "resamples": 0}
-    for name, score in zip(_SCORES, (-predicted, table["q"].to_numpy()), strict=True):
-        values = judge(score, dice, rng=np.random.default_rng(0), **how).values
-        row |= {f"{name}_{metric}": values[metric] for metric in _RANKED}
+    return row
+
+
+def _ranking(table: pd.DataFrame, thresholds: CodeThresholds) -> dict[str, float]:
+    """Figures of the predicted code and of Q as scores of the Dice."""
+    row = {}
+    for name, score in zip(_SCORES, (-table["predicted"], table["q"]), strict=True):
+        found = judge(
+            score.to_numpy(),
+            table["dice"].to_numpy(),
+            subjects=table["subject_id"].tolist(),
+            rng=np.random.default_rng(0),
+            failure_dice=thresholds.failure,
+            resamples=0,
+        )
+        row |= {f"{name}_{metric}": found.values[metric] for metric in _RANKED}
     return row
 
 
@@ -133,13 +150,16 @@ def discriminator_section(
         "The codes that a discriminator gives to whole predicted test cases, against the codes by Dice. Mean (SD over "
         "draws). `Most frequent` is the accuracy of always naming the most frequent code. `Mean code`: by Dice, then "
         "as predicted; where the second is lower for an arm with the QA loss than for the supervised one at equal "
-        "Dice, the network has learnt to please. Spearman, AURC and AUROC of failures take the code (its negative, not "
-        "rounded) and Q of the same predictions as scores of the Dice: high Spearman and AUROC and low AURC are good."
+        "Dice, the network has learnt to please. True labels ought to have the code 0: where they have not, the "
+        "discriminator judges the case rather than its segmentation. Spearman, AURC and AUROC of failures take the "
+        "code (its negative, not rounded) and Q of the same predictions as scores of the Dice: high Spearman and AUROC "
+        "and low AURC are good."
     )
-    by_draw = table[table["arm"].isin([SUPERVISED, QA]) & (table["fitted_by"] == QA)]
-    parts = [_agreement_table(table, titles), note]
+    names = {**titles, TRUTH: "True labels"}
+    by_draw = table[table["arm"].isin([SUPERVISED, QA, TRUTH]) & (table["fitted_by"] == QA)]
+    parts = [_agreement_table(table, names), note]
     if not by_draw.empty:
-        parts += [_ranking_by_draw(by_draw, titles), _confusions(by_draw, titles)]
+        parts += [_ranking_by_draw(by_draw, names), _confusions(by_draw, names)]
     return [*parts, *_simulated(folder, fitted_discriminators(experiment, cells), titles)]
 
 
@@ -174,8 +194,9 @@ def _confusions(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     rows = []
     for arm, part in table.groupby("arm", sort=False):
         for given, name in NAMES.items():
-            counts = [str(int(part[f"confusion_{given}_{code}"].sum())) for code in NAMES]
-            rows.append([f"{titles[str(arm)]}: {name}", *counts])
+            counts = [int(part[f"confusion_{given}_{code}"].sum()) for code in NAMES]
+            if any(counts):
+                rows.append([f"{titles[str(arm)]}: {name}", *map(str, counts)])
     return markdown_table(["Code by Dice, all draws", *(f"Predicted {name}" for name in NAMES.values())], rows)
 
 

@@ -38,7 +38,8 @@ def judged() -> Iterator[list[dict[str, Any]]]:
 
     def judge(path: Path, **how: Any) -> pd.DataFrame:
         asked.append({"path": path, **how})
-        maker, arm = path.parents[5].name, how["predictions"].parents[1].name
+        maker, predictions = path.parents[5].name, how["predictions"]
+        arm = "truth" if predictions.name == "labelsTs" else predictions.parents[1].name
         codes = [code_of(maker, arm, case) for case in how["cases"]]
         return pd.DataFrame({"case_id": how["cases"], "predicted_code": codes})
 
@@ -190,12 +191,28 @@ def test_the_shared_discriminator_judges_every_arm_and_one_of_an_arm_itself_and_
     table = pd.read_csv(report / "discriminator.csv")
     found = set(zip(table["fitted_by"], table["arm"], table["seed"], strict=True))
     shared = {(QA, arm, seed) for arm, seeds in DONE.items() for seed in seeds}
-    assert found == shared | {("qa_refit", SUPERVISED, 0), ("qa_refit", "qa_refit", 0)}
+    own = {("qa_refit", arm, 0) for arm in (SUPERVISED, "qa_refit")}
+    assert found == shared | own | {(QA, "truth", seed) for seed in SEEDS} | {("qa_refit", "truth", 0)}
     spearman = table[(table["fitted_by"] == QA) & (table["arm"] == QA)]["code_spearman"]
     section = text_of(report)[text_of(report).index("## The discriminator") :]
     assert row_of(section, "QA loss", "0, 1, 2")[6] == f"{spearman.mean():.2f} ({spearman.std():.2f})"
     assert "Annotated cases alone, by that of: QA loss, discriminator refitted | 0 |" in section
     assert "| QA loss | 1 | 3 of 3 | validation, simulated | 30 | 0.70 | 0.55 | n/a |" in section
+
+
+def test_true_labels_are_judged_too_and_ought_to_be_a_success(experiment: QALossExperiment, report: Path) -> None:
+    table = pd.read_csv(report / "discriminator.csv").set_index(["fitted_by", "arm", "seed"])
+    row = table.loc[("qa_refit", "truth", 0)]
+    said = np.array([code_of("qa_refit", "truth", case) for case in experiment.holdout(0).parts.test])
+    assert row["mean_code"] == 0
+    assert row["mean_predicted"] == pytest.approx(said.mean(), abs=1e-5)
+    assert row["accuracy"] == pytest.approx(np.mean(np.round(said) <= 0), abs=1e-5)
+    assert np.isnan(row["code_spearman"])
+    section = text_of(report)[text_of(report).index("## The discriminator") :]
+    whole = table.loc[(QA, "truth")]
+    counts = [str(int(whole[f"confusion_0_{code}"].sum())) for code in (0, 1, 2)]
+    assert row_of(section, "True labels: success")[1:] == counts
+    assert "True labels: failure" not in section
 
 
 def test_a_discriminator_gets_the_plans_and_settings_it_was_fitted_with(
@@ -228,7 +245,7 @@ def test_codes_are_predicted_once_and_again_for_another_discriminator(
     os.utime(path, (newer, newer))
     write_report(experiment)
     assert {one["path"] for one in judged} == {path}
-    assert len(judged) == 2  # the two arms of this draw
+    assert len(judged) == 3  # the truth and the two arms of this draw
 
 
 def test_what_the_guard_did_is_said_and_the_log_is_kept(experiment: QALossExperiment, report: Path) -> None:
