@@ -120,7 +120,7 @@ def _agreement(predicted: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
 
 def _ranking(table: pd.DataFrame, thresholds: CodeThresholds) -> dict[str, float]:
     """Figures of the predicted code and of Q as scores of the Dice."""
-    row = {}
+    row: dict[str, float] = {}
     for name, score in zip(_SCORES, (-table["predicted"], table["q"]), strict=True):
         found = judge(
             score.to_numpy(),

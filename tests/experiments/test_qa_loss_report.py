@@ -17,7 +17,7 @@ from skimage.io import imread
 from sklearn.metrics import confusion_matrix
 
 from nnunet_qa.errors import SelectionError
-from nnunet_qa.experiments import qa_loss_discriminators
+from nnunet_qa.experiments import qa_loss_codes, qa_loss_discriminators, qa_loss_report
 from nnunet_qa.experiments.qa_loss import QA, SUPERVISED, QALossExperiment
 from nnunet_qa.experiments.qa_loss_report import guard_stop, write_report
 from tests.experiments.qa_loss_stand_ins import KEPT, STOPPED, experiment_on, phantom, q_of, run, stand_ins
@@ -58,6 +58,18 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, judged: list[dict[str, 
             run(made, [arm], seeds)
         write_report(made)
         yield made
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their pictures, which take most of the time."""
+    for module, names in {
+        qa_loss_codes: ["codes_picture"],
+        qa_loss_discriminators: ["learning_curve_picture"],
+        qa_loss_report: ["arms_picture", "errors_picture", "qa_loss_picture"],
+    }.items():
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -201,7 +213,7 @@ def test_the_shared_discriminator_judges_every_arm_and_one_of_an_arm_itself_and_
 
 
 def test_true_labels_are_judged_too_and_ought_to_be_a_success(experiment: QALossExperiment, report: Path) -> None:
-    table = pd.read_csv(report / "discriminator.csv").set_index(["fitted_by", "arm", "seed"])
+    table = pd.read_csv(report / "discriminator.csv").set_index(["fitted_by", "arm", "seed"]).sort_index()
     row = table.loc[("qa_refit", "truth", 0)]
     said = np.array([code_of("qa_refit", "truth", case) for case in experiment.holdout(0).parts.test])
     assert row["mean_code"] == 0
@@ -233,7 +245,7 @@ def test_a_discriminator_gets_the_plans_and_settings_it_was_fitted_with(
 
 
 def test_codes_are_predicted_once_and_again_for_another_discriminator(
-    experiment: QALossExperiment, judged: list[dict[str, Any]], report: Path
+    experiment: QALossExperiment, judged: list[dict[str, Any]], report: Path, unpainted: None
 ) -> None:
     before = text_of(report)
     judged.clear()
@@ -286,7 +298,7 @@ def test_every_figure_is_there_and_named(report: Path) -> None:
 
 
 @pytest.fixture
-def part(experiment: QALossExperiment, tmp_path: Path) -> QALossExperiment:
+def part(experiment: QALossExperiment, tmp_path: Path, unpainted: None) -> QALossExperiment:
     """A copy of the experiment, to take cells out."""
     for arm in DONE:
         shutil.copytree(experiment.folder / "runs" / arm, tmp_path / "runs" / arm, symlinks=True)
