@@ -99,3 +99,14 @@ def test_pretrained_weights_reach_the_teacher(make: Any) -> None:
     torch.nn.init.constant_(trainer.network.decoder.seg_layers[-1].weight, 0.25)  # as nnU-Net loads them: afterwards
     with started(trainer):
         assert (trainer.teacher.decoder.seg_layers[-1].weight == 0.25).all()
+
+
+def test_statistics_of_batch_norm_are_averaged_too(make: Any) -> None:
+    trainer = make(decay=0.75)
+    trainer.network = torch.nn.BatchNorm1d(2)
+    trainer._new_teacher()
+    trainer._teacher_steps = 10
+    trainer.network(torch.tensor([[1.0, 4.0], [3.0, 8.0]]))  # its running mean is a tenth of that of the batch
+    trainer._move_teacher()
+    torch.testing.assert_close(trainer.teacher.running_mean, 0.25 * torch.tensor([0.2, 0.6]))
+    assert int(trainer.teacher.num_batches_tracked) == 1

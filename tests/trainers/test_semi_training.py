@@ -12,6 +12,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from skimage.io import imread
 
+from nnunet_qa.data.paths import raw_dataset_folder
 from nnunet_qa.trainers.split_loss import SplitLoss
 from tests.phantom import trainer_of
 from tests.trainers.semi import (
@@ -212,6 +213,10 @@ def test_a_peer_logs_resumes_and_predicts_with_nnunets_commands(
     stock.initialize_from_trained_model_folder(str(second.output_folder_base), (0,))
     for key, value in second.network.state_dict().items():
         assert torch.equal(stock.list_of_parameters[0][key], value), key
+    (tmp_path / "stock").mkdir()
+    images = raw_dataset_folder(planned["2d"]) / "imagesTs"
+    stock.predict_from_files_sequential(str(images), str(tmp_path / "stock"))
+    assert sorted(path.name for path in (tmp_path / "stock").glob("*.png")) == ["T0_c0.png", "T0_c1.png"]
 
 
 def test_a_kill_while_the_extra_state_is_added_leaves_the_checkpoint_before(
