@@ -254,7 +254,7 @@ def test_the_experiment_runs_and_reports(source: Path, tmp_path: Path) -> None:
     assert text.strip() in first.stdout
     assert "| QA loss, hardened overlays | 4/6/6 | 0 | 2 |" in text
     judged = pd.read_csv(output / "report" / "discriminator.csv")
-    assert set(judged["arm"]) == {SUPERVISED, QA, "qa_hard", "mean_teacher"}
+    assert set(judged["arm"]) == {SUPERVISED, QA, "qa_hard", "mean_teacher", "truth"}  # truth: the labels themselves
     assert (judged["cases"] == 6).all()
     cell = output / "runs" / "qa_hard" / "seed_0"
     assert not list(cell.rglob("discriminator.pt"))
