@@ -101,6 +101,7 @@ class QALossExperiment:
             "qa_noise": ("QA loss, noise on the montage", {"noise": 0.1}),
             "qa_all_outputs": ("QA loss, through all outputs", {"outputs": "all"}),
             "qa_entropy": ("QA loss and entropy", {"entropy_weight": 1.0}),
+            "qa_weak": ("QA loss, a tenth of the weight", {"weight": self.protocol.weight / 10}),
             "qa_strong": ("QA loss, ten times the weight", {"weight": 10 * self.protocol.weight}),
             "qa_refit": ("QA loss, discriminator refitted", {"refit_every": self._quarter()}),
         }

@@ -20,7 +20,7 @@ from tests.experiments.qa_loss_stand_ins import LABELLED, TINY, Commands, experi
 from tests.phantom import run as run_command
 
 PEERS = ("mean_teacher", "cross_pseudo")
-VARIANTS = ("qa_hard", "qa_noise", "qa_all_outputs", "qa_entropy", "qa_strong", "qa_refit")
+VARIANTS = ("qa_hard", "qa_noise", "qa_all_outputs", "qa_entropy", "qa_weak", "qa_strong", "qa_refit")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,7 @@ def test_the_pool_is_preprocessed_with_the_plans_of_the_training(
         ("qa_noise", {"noise": 0.1}),
         ("qa_all_outputs", {"outputs": QAOutputs.ALL}),
         ("qa_entropy", {"entropy_weight": 1.0}),
+        ("qa_weak", {"weight": 0.02}),
         ("qa_strong", {"weight": 2.0}),
         ("qa_refit", {"refit_every": 2}),
     ],
