@@ -49,6 +49,18 @@ class SelectionError(NnunetQAError):
     """A selection cannot be made from the given table."""
 
 
+class CurveError(NnunetQAError):
+    """A series has missing, repeated or differing frames, no spacing or unknown labels, so it gives no curve."""
+
+
+class CRFError(NnunetQAError):
+    """The CRF cannot work with the given settings, probabilities or classes."""
+
+
+class PhantomError(NnunetQAError):
+    """A phantom cannot be drawn as asked, or its folder holds another one."""
+
+
 class DependencyError(NnunetQAError):
     """An optional package is needed that is not installed."""
 
