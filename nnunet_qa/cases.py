@@ -112,6 +112,11 @@ class CaseTable:
         """Subject of every case."""
         return dict(zip(self.frame["case_id"], self.frame["subject_id"], strict=True))
 
+    def acquisitions(self) -> dict[str, str]:
+        """Acquisition of every case: its stack, or its subject where the table names no stack."""
+        stacks = self.frame["stack_id"].where(self.frame["stack_id"] != "", self.frame["subject_id"])
+        return dict(zip(self.frame["case_id"], stacks, strict=True))
+
     def with_role(self, case_ids: Iterable[str], role: Role) -> CaseTable:
         """A table in which the given cases have another role.
 

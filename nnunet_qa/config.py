@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -212,17 +212,57 @@ class CrossPseudoConfig(UnlabelledLossConfig):
     """CrossPseudoTrainer: two networks take each other's hardened predictions of pool images as labels."""
 
 
-class LaterConfig(_Section):
-    """A feature whose place in the file is settled and that this version does not have yet."""
+class Unit(str, Enum):
+    """What is ranked and chosen: single cases, or all frames of an acquisition together (`stack_id` in cases.csv)."""
+
+    CASE = "case"
+    ACQUISITION = "acquisition"
+
+
+class InjectionConfig(_Section):
+    """Training on the best of the network's own predictions of pool images (paper 003), see docs/injection.md."""
 
     enabled: bool = False
+    at: tuple[float, ...] = Field((0.5, 0.75), min_length=1)
+    """Parts of the epochs after which a round takes place: predict the pool, rank it, train on the best as well."""
+    number: int | None = Field(None, ge=1)
+    """Cases, or acquisitions, of a round; null for 30, or half of the pool where that is less."""
+    per_subject: int | None = Field(None, ge=1)
+    """At most so many of one subject."""
+    floor: float | None = None
+    """None below this, in units of the first estimator of `weights`: Q, minus the code, or the probability of being
+    good."""
+    unit: Unit = Unit.CASE
+    weights: dict[Literal["q", "code", "curves"], float] = Field({"q": 1.0}, min_length=1)
+    """Estimators and their weights: agreement Q, code of the discriminator, curve classifier."""
+    classifier: Path | None = None
+    """For `curves`: file of `nnunet-qa curve-classifier fit`."""
+    scheme: str = "ukbb"
+    """For `curves`: what the labels stand for, as in `nnunet-qa curves`."""
+    stop_when_worse: bool = True
+    """No further round once the loss of annotated validation cases is higher than before the last round."""
 
-    @field_validator("enabled")
+    @field_validator("at")
     @classmethod
-    def _not_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("is not available in this version; leave it false")
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < part < 1 for part in value) or list(value) != sorted(set(value)):
+            raise ValueError("must be parts of the epochs between 0 and 1, ascending")
         return value
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
+        if not all(weight > 0 for weight in value.values()):
+            raise ValueError("every weight must be above 0; leave out an estimator that is not to count")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> InjectionConfig:
+        if "curves" in self.weights and self.classifier is None:
+            raise ValueError('the estimator "curves" needs "classifier", a file of `nnunet-qa curve-classifier fit`')
+        if "curves" in self.weights and self.unit is not Unit.ACQUISITION:
+            raise ValueError('the estimator "curves" judges acquisitions; set "unit" to "acquisition"')
+        return self
 
 
 class QAConfig(_Section):
@@ -237,7 +277,7 @@ class QAConfig(_Section):
     qa_loss: QALossConfig = QALossConfig()
     mean_teacher: MeanTeacherConfig = MeanTeacherConfig()
     cross_pseudo: CrossPseudoConfig = CrossPseudoConfig()
-    injection: LaterConfig = LaterConfig()
+    injection: InjectionConfig = InjectionConfig()
 
     @classmethod
     def off(cls) -> QAConfig:

@@ -2,14 +2,26 @@
 
 from . import one_line_errors
 from .cross_pseudo import CrossPseudoTrainer
+from .fcn import FCNTrainer
 from .mean_teacher import MeanTeacherTrainer
 from .paper_qu_net_plus_plus import PaperQUNetPlusPlusTrainer, PaperQUNetTrainer
 from .qa_semi_trainer import QAsemiTrainer
 from .qu_net_plus_plus import QUNetPlusPlusTrainer
-from .variants import QAsemiTrainer_5epochs, QAsemiTrainer_50epochs, QAsemiTrainer_250epochs
+from .variants import (
+    FCNTrainer_5epochs,
+    FCNTrainer_50epochs,
+    FCNTrainer_250epochs,
+    QAsemiTrainer_5epochs,
+    QAsemiTrainer_50epochs,
+    QAsemiTrainer_250epochs,
+)
 
 __all__ = [
     "CrossPseudoTrainer",
+    "FCNTrainer",
+    "FCNTrainer_5epochs",
+    "FCNTrainer_50epochs",
+    "FCNTrainer_250epochs",
     "MeanTeacherTrainer",
     "PaperQUNetPlusPlusTrainer",
     "PaperQUNetTrainer",

@@ -36,6 +36,22 @@ def score_cases(trainer: PoolTrainer, dataset: Any, role: Role) -> list[dict[str
     Returns:
         Rows for `quality.csv`.
     """
+    predictor = scoring_predictor(trainer)
+    rows: list[dict[str, Any]] = []
+    cases = list(dataset.identifiers)[trainer.local_rank :: trainer.world_size]
+    for number, case in enumerate(cases):
+        image, _, properties = preprocessed_image(trainer, dataset, case)
+        quality, logits = predictor.quality_of_preprocessed(torch.from_numpy(image), properties, case)
+        rows += quality.rows(role.value)
+        if role is Role.UNLABELLED:
+            _save_for_next_stages(trainer, case, logits, properties)
+        if (number + 1) % 50 == 0 or number + 1 == len(cases):
+            trainer.print_to_log_file(f"scored {number + 1} of {len(cases)} {role.value} cases")
+    return rows
+
+
+def scoring_predictor(trainer: PoolTrainer) -> QAPredictor:
+    """A predictor with the network of a training as it is."""
     predictor = QAPredictor(
         use_mirroring=trainer.config.scoring.mirroring,
         perform_everything_on_device=trainer.device.type == "cuda",
@@ -51,23 +67,29 @@ def score_cases(trainer: PoolTrainer, dataset: Any, role: Role) -> list[dict[str
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,
     )
-    rows: list[dict[str, Any]] = []
-    cases = list(dataset.identifiers)[trainer.local_rank :: trainer.world_size]
-    for number, case in enumerate(cases):
-        data, _, previous, properties = dataset.load_case(case)
-        image = np.asarray(data[:])
-        if trainer.is_cascaded:
-            one_hot = convert_labelmap_to_one_hot(
-                np.asarray(previous[:]), trainer.label_manager.foreground_labels, output_dtype=image.dtype
-            )
-            image = np.vstack((image, one_hot))
-        quality, logits = predictor.quality_of_preprocessed(torch.from_numpy(image), properties, case)
-        rows += quality.rows(role.value)
-        if role is Role.UNLABELLED:
-            _save_for_next_stages(trainer, case, logits, properties)
-        if (number + 1) % 50 == 0 or number + 1 == len(cases):
-            trainer.print_to_log_file(f"scored {number + 1} of {len(cases)} {role.value} cases")
-    return rows
+    return predictor
+
+
+def preprocessed_image(trainer: PoolTrainer, dataset: Any, case: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """A preprocessed case as the network takes it.
+
+    Args:
+        trainer: whose configuration it was preprocessed for.
+        dataset: nnU-Net's dataset over preprocessed cases.
+        case: identifier.
+
+    Returns:
+        The image `(channels, *spatial)`, with the previous stage's segmentation in the cascade; where it lies outside
+        of nnU-Net's nonzero mask `(1, *spatial)`; its properties.
+    """
+    data, labels, previous, properties = dataset.load_case(case)
+    image = np.asarray(data[:])
+    if trainer.is_cascaded:
+        one_hot = convert_labelmap_to_one_hot(
+            np.asarray(previous[:]), trainer.label_manager.foreground_labels, output_dtype=image.dtype
+        )
+        image = np.vstack((image, one_hot))
+    return image, np.asarray(labels[:]) < 0, properties
 
 
 def with_true_dice(rows: Iterable[dict[str, Any]], summary_file: Path, classes: dict[str, str]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from nnunet_qa.data.one_case_loader import OneCaseLoader
 from nnunet_qa.data.paths import raw_dataset_folder_if_known
 from nnunet_qa.data.pool import PoolLoader, PreprocessedPool, pool_images, prepare_pool, refuse_overlap
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
-from nnunet_qa.data.splits import grouped_splits, read_splits, write_splits
+from nnunet_qa.data.splits import grouped_splits, pseudo_labelled, read_splits, with_pseudo_labels, write_splits
 from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 from nnunet_qa.files import replacing
 from nnunet_qa.inference.predictor import class_names
@@ -114,21 +114,33 @@ class PoolTrainer(nnUNetTrainer):
         return loss
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """As nnU-Net's, but folds made here keep the slices of a subject together (`cases.csv`)."""
+        """As nnU-Net's, but folds made here keep the slices of a subject together, and no pseudo-label is validated."""
         path = Path(self.preprocessed_dataset_folder_base) / SPLITS
-        table = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
-        if self.fold != "all" and not path.is_file() and table is not None and table.is_file():
-            subjects = CaseTable.read(table).subjects()
+        file = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
+        table = CaseTable.read(file) if file is not None and file.is_file() else None
+        pseudo = pseudo_labelled(table) if table is not None else set()
+        if self.fold != "all" and not path.is_file() and table is not None:
+            known = table.subjects()
             dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
             cases = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-            write_splits(path.parent, grouped_splits({case: subjects.get(case, case) for case in cases}))
+            subjects = {case: known.get(case, case) for case in cases}
+            splits = grouped_splits({case: subjects[case] for case in cases if case not in pseudo})
+            write_splits(path.parent, with_pseudo_labels(splits, pseudo & set(cases), subjects))
             self.print_to_log_file(f"folds grouped by subject written to {path}")
         if self.fold != "all" and path.is_file() and self.fold >= len(folds := read_splits(path)):
             raise DatasetError(
                 f"{path}: has {len(folds)} folds, counted from 0, and no fold {self.fold}; nnU-Net would draw one that "
                 "parts subjects. Choose another fold, or all"
             )
-        return super().do_split()
+        train, validation = super().do_split()
+        if self.fold == "all":
+            return train, [case for case in validation if case not in pseudo]
+        if wrong := sorted(pseudo & set(validation)):
+            raise DatasetError(
+                f'{path}: fold {self.fold} validates the case "{wrong[0]}", whose label is a pseudo-label by {CASES}; '
+                "delete the file to have folds written anew"
+            )
+        return train, validation
 
     def on_train_start(self) -> None:
         """Preprocess the pool once, then start as nnU-Net does."""

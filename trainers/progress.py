@@ -19,10 +19,12 @@ QUANTITIES = {
     "qa_loss": "QA loss: squared quality code",
     "consistency_loss": "consistency with the mean teacher",
     "cross_pseudo_loss": "cross pseudo supervision",
+    "injected_cases": "pool cases trained on with their predictions",
 }
 _PANELS = {
     "mean disagreement, 1 − Q": ("disagreement_val", "disagreement_pool"),
     "loss of pool images": ("qa_loss", "consistency_loss", "cross_pseudo_loss"),
+    "injected cases": ("injected_cases",),
 }
 
 

@@ -100,7 +100,7 @@ def fit_discriminator(trainer: QAsemiTrainer, renderer: Renderer, path: Path, *,
 
 def _patches(trainer: QAsemiTrainer, renderer: Renderer, number: int) -> Iterator[tuple[CodedPatch, torch.Tensor]]:
     """Patches of annotated training cases as the pool gives them, with the images that the network would see."""
-    dataset, _ = trainer.get_tr_and_val_datasets()
+    dataset = trainer.annotated_training_cases()
     dataset.identifiers = _fully_annotated(trainer, dataset.identifiers)
     table = trainer.raw_dataset_folder / CASES if trainer.raw_dataset_folder is not None else None
     subjects = CaseTable.read(table).subjects() if table is not None and table.is_file() else {}

@@ -1,7 +1,8 @@
 """QAsemiTrainer: nnU-Net with the QA loss of paper 002 on the images of the pool.
 
 A frozen discriminator looks at montages of what the network predicts for pool images and gives each a quality code;
-its squared distance to 0 is the loss. Settings: `qa_loss` in `qa.yaml`. Without a pool it trains as nnUNetTrainer does.
+its squared distance to 0 is the loss. With `injection` it also trains on the best of its own predictions of pool images
+(paper 003). Settings: `qa_loss` and `injection` in `qa.yaml`. Without a pool it trains as nnUNetTrainer does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nnunet_qa.quality.disagreement import resize_output
 from nnunet_qa.quality.discriminator import Discriminator
 from nnunet_qa.quality.discriminator_file import FILE_NAME
 
+from .injection import Injection
 from .qa_discriminator import fit_discriminator, load_fitting, wanted_file
 from .semi_trainer import SemiTrainer
 
@@ -44,6 +46,19 @@ class QAsemiTrainer(SemiTrainer):
     renderer: Renderer | None = None
     stopped: str | None = None
     _qa: QALoss | None = None
+    _injection: Injection | None = None
+
+    @property
+    def injects(self) -> bool:
+        """Whether pool cases are to join the training with their predictions as labels."""
+        return self.config.injection.enabled and bool(self.pool_images)
+
+    @property
+    def injection(self) -> Injection:
+        """The rounds of pseudo-labels."""
+        if self._injection is None:
+            self._injection = Injection(self)
+        return self._injection
 
     @property
     def unlabelled(self) -> QALossConfig:
@@ -64,6 +79,8 @@ class QAsemiTrainer(SemiTrainer):
         named = wanted_file(self) if self.learns_from_pool else None
         if named is not None:
             load_fitting(self, named, None)  # refuses a wrong one before hours go into the pool
+        if self.injects:
+            self.injection.begin()
         super().on_train_start()
         if self.learns_from_pool:
             slices = self._pool_batch_size if self._stacked else None
@@ -127,6 +144,15 @@ class QAsemiTrainer(SemiTrainer):
             entropy_weight=settings.entropy_weight,
         )
 
+    def _logged_keys(self) -> tuple[str, ...]:
+        return (*super()._logged_keys(), "injected_cases") if self.injects else super()._logged_keys()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """As SemiTrainer's; logs how many pool cases were trained on."""
+        super().on_train_epoch_end(train_outputs)
+        if self.injects:
+            self.logger.log("injected_cases", self.injection.number_of_cases(), self.current_epoch)
+
     def _wants_pool(self) -> bool:
         return self.stopped is None and super()._wants_pool()
 
@@ -139,13 +165,27 @@ class QAsemiTrainer(SemiTrainer):
         return qa([resize_output(logits, tuple(images.shape[2:])) for logits in outputs], images)
 
     def _extra_state(self) -> dict[str, Any]:
-        return {} if self.stopped is None else {"stopped": self.stopped}
+        state: dict[str, Any] = {} if self.stopped is None else {"stopped": self.stopped}
+        return {**state, "injection": self.injection.state()} if self.injects else state
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.stopped = state["stopped"]
+        self.stopped = state.get("stopped")
+        if "injection" in state and self.injects:
+            self.injection.load_state(state["injection"])
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """As nnU-Net's; the training cases with the pseudo-labelled ones of the last round."""
+        training, validation = super().get_tr_and_val_datasets()
+        return (self.injection.joined(training) if self.injects else training), validation
+
+    def annotated_training_cases(self) -> Any:
+        """The training cases that people have annotated, as nnU-Net's dataset."""
+        return super().get_tr_and_val_datasets()[0]
 
     def on_train_epoch_start(self) -> None:
-        """As SemiTrainer's; asks the guard, and fits the discriminator anew when it is time."""
+        """As SemiTrainer's; injects when it is time, asks the guard, and fits the discriminator anew."""
+        if self.injects and self.injection.due():
+            self.injection.take_place()
         super().on_train_epoch_start()
         if not self.learns_from_pool or self.renderer is None:
             return

@@ -83,6 +83,18 @@ class CaseRenderer:
         plans = PlansManager(self.plans)
         configuration = plans.get_configuration(self.configuration)
         data, labels = preprocessed_pair(files.images, files.labels, plans, configuration, self.dataset_json)
+        return self.patches_of(data, labels, case_id=files.case_id, subject=files.subject)
+
+    def patches_of(self, data: np.ndarray, labels: np.ndarray, *, case_id: str, subject: str) -> list[CodedPatch]:
+        """What the montages show of a preprocessed case, one a view.
+
+        Args:
+            data: `(channels, *spatial)`.
+            labels: label map `(*spatial)`.
+            case_id: the case.
+            subject: its subject.
+        """
+        configuration = PlansManager(self.plans).get_configuration(self.configuration)
         if len(configuration.patch_size) == 3:
             shades = self.renderer.shades(torch.from_numpy(data)[None])[0]
             shown = []
@@ -95,17 +107,19 @@ class CaseRenderer:
             kept = [(2 * tile + 1) * labels.shape[0] // (2 * tiles) for tile in range(tiles)]
             shades = self.renderer.shades(torch.from_numpy(data[:, kept]).transpose(0, 1))[0]
             shown = [(shades, labels[kept] if self.slices else labels[kept][0])] * len(self.renderer.specs)
-        return [
-            CodedPatch(case_id=files.case_id, subject=files.subject, image=image, labels=own) for image, own in shown
-        ]
+        return [CodedPatch(case_id=case_id, subject=subject, image=image, labels=own) for image, own in shown]
 
     def pictures(self, files: CaseFiles) -> torch.Tensor:
         """Montages of a case, uint8 `(views, 3, rows, columns)`; raises what `patches` does."""
-        drawn = []
-        for spec, patch in zip(self.renderer.specs, self.patches(files), strict=True):
+        return self.drawn(self.patches(files))
+
+    def drawn(self, patches: Sequence[CodedPatch]) -> torch.Tensor:
+        """Montages of what `patches` or `patches_of` gave, uint8 `(views, 3, rows, columns)`."""
+        pictures = []
+        for spec, patch in zip(self.renderer.specs, patches, strict=True):
             masks = class_probabilities(patch.labels, self.classes, sigma=0.0, axis=spec.axis)
-            drawn.append(render(patch.image, masks, spec))
-        return torch.stack(drawn)
+            pictures.append(render(patch.image, masks, spec))
+        return torch.stack(pictures)
 
 
 def case_renderer(

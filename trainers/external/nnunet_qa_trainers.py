@@ -5,6 +5,10 @@ nnU-Net drops modules that it loaded from this folder, so a class defined here c
 
 from nnunet_qa.trainers import (
     CrossPseudoTrainer,
+    FCNTrainer,
+    FCNTrainer_5epochs,
+    FCNTrainer_50epochs,
+    FCNTrainer_250epochs,
     MeanTeacherTrainer,
     PaperQUNetPlusPlusTrainer,
     PaperQUNetTrainer,
@@ -18,6 +22,10 @@ from nnunet_qa.trainers import (
 
 __all__ = [
     "CrossPseudoTrainer",
+    "FCNTrainer",
+    "FCNTrainer_5epochs",
+    "FCNTrainer_50epochs",
+    "FCNTrainer_250epochs",
     "MeanTeacherTrainer",
     "PaperQUNetPlusPlusTrainer",
     "PaperQUNetTrainer",

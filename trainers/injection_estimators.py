@@ -1,0 +1,201 @@
+"""What injection ranks predictions by: agreement Q, the code of the discriminator, the curve classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+from nnunet_qa.cases import CaseTable
+from nnunet_qa.config import Unit
+from nnunet_qa.data.bank import CHOSEN
+from nnunet_qa.errors import CaseTableError, ConfigError, SelectionError
+from nnunet_qa.inference.case_montages import CaseRenderer
+from nnunet_qa.quality.curve_classifier_file import load as load_classifier
+from nnunet_qa.quality.curves import Acquisition, LabelScheme, count_pixels
+from nnunet_qa.selection.best_in_class import FIRST, best_in_class, score_table
+
+if TYPE_CHECKING:
+    from .qa_semi_trainer import QAsemiTrainer
+
+COLUMNS = {"q": "q", "code": "predicted_code", "curves": "p_erroneous"}
+"""Column of each estimator in a ranking."""
+
+
+class Estimators:
+    """The estimators that the settings name.
+
+    Args:
+        trainer: the training.
+        cases: case table of the dataset, where there is one.
+    """
+
+    def __init__(self, trainer: QAsemiTrainer, cases: CaseTable | None) -> None:
+        self.trainer = trainer
+        self.config = trainer.config.injection
+        self.cases = cases
+        self._subjects = cases.subjects() if cases is not None else {}
+
+    @staticmethod
+    def check(trainer: QAsemiTrainer, cases: CaseTable | None) -> None:
+        """Refuse settings that the dataset cannot serve.
+
+        Raises:
+            CaseTableError: acquisitions are asked for and there is no cases.csv.
+            ConfigError: the code is asked for and there is no discriminator.
+            ModelError: the curve classifier cannot be read.
+            SelectionError: there is no such label scheme.
+        """
+        config = trainer.config.injection
+        if config.unit is Unit.ACQUISITION:
+            _frames(cases, sorted(trainer.pool_images))
+        if "code" in config.weights and not trainer.learns_from_pool:
+            raise ConfigError(
+                'injection.weights in qa.yaml names "code", but without the QA loss (qa_loss.enabled, qa_loss.weight) '
+                "there is no discriminator; leave it out"
+            )
+        if config.classifier is not None and "curves" in config.weights:
+            load_classifier(config.classifier)
+            LabelScheme.named(config.scheme)
+
+    def of_case(
+        self, case: str, image: np.ndarray, labels: np.ndarray, logits: torch.Tensor, properties: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What is needed of one prediction: its code, and its labelled pixels for the curve.
+
+        Args:
+            case: identifier.
+            image: `(channels, *spatial)`.
+            labels: predicted label map `(*spatial)`, -1 outside of the body.
+            logits: of which the label map was made, `(channels, *spatial)`.
+            properties: of the preprocessed case.
+        """
+        found: dict[str, Any] = {"foreground": int(np.count_nonzero(labels > 0))}
+        if "code" in self.config.weights:
+            found[COLUMNS["code"]] = self._code(case, image, labels)
+        if "curves" in self.config.weights:
+            found["_pixels"], found["_spacing"] = self._pixels(case, logits, properties)
+        return found
+
+    def of_acquisitions(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of cases, each with what the curve classifier says of its acquisition."""
+        if "curves" not in self.config.weights:
+            return rows
+        assert self.config.classifier is not None
+        order = _frames(self.cases, rows["case_id"].tolist())
+        rows = rows.join(order, on="case_id").sort_values(["acquisition_id", "frame_index"], ignore_index=True)
+        scheme = LabelScheme.named(self.config.scheme)
+        acquisitions = [
+            Acquisition(
+                acquisition_id=str(name),
+                subject_id=self._subjects[own["case_id"].iloc[0]],
+                pixels={key: np.stack([pixels[key] for pixels in own["_pixels"]]) for key in own["_pixels"].iloc[0]},
+                spacing=own["_spacing"].iloc[0],
+                scheme=scheme,
+            )
+            for name, own in rows.groupby("acquisition_id")
+        ]
+        said = load_classifier(self.config.classifier).predict_proba(acquisitions)
+        known = {own.acquisition_id: float(p) for own, p in zip(acquisitions, said, strict=True)}
+        rows[COLUMNS["curves"]] = rows["acquisition_id"].map(known)
+        return rows.drop(columns=["_pixels", "_spacing", "acquisition_id", "frame_index"])
+
+    def ranked(self, rows: pd.DataFrame, *, number: int) -> pd.DataFrame:
+        """All cases, the best first, with `rank`, `score` and `chosen`.
+
+        Predictions without any foreground are never chosen: a network that finds nothing agrees with itself.
+
+        Args:
+            rows: one row a case, of `of_acquisitions`.
+            number: how many cases, or acquisitions, to choose at most.
+        """
+        config = self.config
+        rows = rows.assign(subject_id=[self._subjects.get(case, case) for case in rows["case_id"]])
+        weights: dict[str, float] = {**config.weights}
+        given = {name: rows.set_index("case_id")[COLUMNS[name]] for name in weights}
+        scores = score_table(given, weights).set_index("case_id")
+        rows = rows.join(scores[["score", FIRST]], on="case_id")
+        filled = self._not_empty(rows)
+        chosen: set[str] = set()
+        if filled.any():
+            try:
+                best = best_in_class(
+                    rows.loc[filled, ["case_id", "score", FIRST]],
+                    number=min(number, len(self.units(rows.loc[filled, "case_id"]))),
+                    per_subject=config.per_subject,
+                    floor=config.floor,
+                    unit=config.unit,
+                    cases=self.cases,
+                )
+                chosen = set(best["case_id"])
+            except SelectionError as error:  # nothing reaches the floor; the training goes on without
+                self.trainer.print_to_log_file(f"injection: {error}")
+        rows = rows.drop(columns=FIRST).assign(**{CHOSEN: rows["case_id"].isin(chosen)})
+        rows = rows.sort_values(["score", "case_id"], ascending=[False, True], ignore_index=True)
+        rows.insert(0, "rank", range(1, len(rows) + 1))
+        return rows
+
+    def units(self, cases: Iterable[str]) -> set[str]:
+        """What is ranked: the given cases, or their acquisitions."""
+        if self.config.unit is Unit.CASE:
+            return set(cases)
+        assert self.cases is not None
+        known = self.cases.acquisitions()
+        return {known[case] for case in cases}
+
+    def _not_empty(self, rows: pd.DataFrame) -> pd.Series:
+        """Which cases hold foreground; of an acquisition, all frames or none."""
+        filled = rows["foreground"] > 0
+        if self.config.unit is Unit.CASE:
+            return filled
+        assert self.cases is not None
+        return filled.groupby(rows["case_id"].map(self.cases.acquisitions())).transform("all")
+
+    def _code(self, case: str, image: np.ndarray, labels: np.ndarray) -> float:
+        trainer = self.trainer
+        assert trainer.renderer is not None
+        assert trainer.discriminator is not None
+        renderer = CaseRenderer(
+            plans=trainer.plans_manager.plans,
+            configuration=trainer.configuration_name,
+            dataset_json=trainer.dataset_json,
+            renderer=trainer.renderer,
+            slices=trainer._pool_batch_size if trainer.renderer.stacked else None,
+        )
+        subject = self._subjects.get(case, case)
+        patches = renderer.patches_of(image, np.maximum(labels, 0), case_id=case, subject=subject)
+        with torch.no_grad():
+            return float(trainer.discriminator.predict(renderer.drawn(patches)).mean())
+
+    def _pixels(
+        self, case: str, logits: torch.Tensor, properties: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray], tuple[float, ...]]:
+        """Labelled pixels of each slice of a frame in the grid of its image, and the spacing (z, y, x)."""
+        trainer = self.trainer
+        labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits, trainer.plans_manager, trainer.configuration_manager, trainer.label_manager, properties
+        )
+        counts = count_pixels(labels[None], LabelScheme.named(self.config.scheme), name=case)
+        return {structure: pixels[0] for structure, pixels in counts.items()}, tuple(map(float, properties["spacing"]))
+
+
+def _frames(cases: CaseTable | None, wanted: list[str]) -> pd.DataFrame:
+    """Acquisition and frame of cases, by case.
+
+    Raises:
+        CaseTableError: there is no table.
+    """
+    if cases is None:
+        raise CaseTableError(
+            "injection of acquisitions needs cases.csv with stack_id and frame_index in the raw dataset folder"
+        )
+    known = cases.acquisitions()
+    frames = cases.frame.set_index("case_id")["frame_index"]
+    return pd.DataFrame(
+        {"acquisition_id": [known[case] for case in wanted], "frame_index": frames.loc[wanted].to_numpy()},
+        index=wanted,
+    )
