@@ -115,7 +115,7 @@ class Estimators:
         """
         config = self.config
         rows = rows.assign(subject_id=[self._subjects.get(case, case) for case in rows["case_id"]])
-        weights: dict[str, float] = {**config.weights}
+        weights: dict[str, float] = {str(name): weight for name, weight in config.weights.items()}
         given = {name: rows.set_index("case_id")[COLUMNS[name]] for name in weights}
         scores = score_table(given, weights).set_index("case_id")
         rows = rows.join(scores[["score", FIRST]], on="case_id")

@@ -1,5 +1,9 @@
 """The unlabelled pool: `imagesUn/`, preprocessed by the plan's own preprocessor, and a data loader over it.
 
+A dataset that refers to images of another one (`nnunet-qa inject`) names its pool in the entry `unlabelled` of
+dataset.json, a list of channel files by case, written as nnU-Net's own entry `dataset` is: paths relative to the
+dataset folder or absolute, environment variables in them expanded.
+
 The preprocessed pool lies beside the preprocessed annotated cases, in `<data_identifier>_unlabelled`, in nnU-Net's own
 format. A case is complete when its `.pkl` is there; that file also says what it was made from, so a changed image or
 changed plans are noticed and a killed run goes on where it stopped.
@@ -35,6 +39,7 @@ from nnunet_qa.progress import track
 logger = logging.getLogger(__name__)
 
 IMAGES = "imagesUn"
+ENTRY = "unlabelled"
 SUFFIX = "_unlabelled"
 _SOURCE = "nnunet_qa_source"
 
@@ -85,11 +90,29 @@ def case_files(folder: Path, file_ending: str, channels: int) -> dict[str, list[
 
 
 def pool_images(raw_dataset_folder: Path, dataset_json: dict[str, Any]) -> dict[str, list[Path]]:
-    """Channel files of every pool case; empty where there is no `imagesUn/`."""
-    folder = raw_dataset_folder / IMAGES
-    if not folder.is_dir():
-        return {}
-    return case_files(folder, dataset_json["file_ending"], len(dataset_json["channel_names"]))
+    """Channel files of every pool case, in `imagesUn/` and in the entry `unlabelled`; empty where there is neither.
+
+    Raises:
+        DatasetError: a case lacks a channel or has one too many, or a file that the entry names is not there.
+    """
+    folder, channels = raw_dataset_folder / IMAGES, len(dataset_json["channel_names"])
+    found = case_files(folder, dataset_json["file_ending"], channels) if folder.is_dir() else {}
+    for case, names in dataset_json.get(ENTRY, {}).items():
+        paths = [referenced(raw_dataset_folder, name) for name in names]
+        missing = [path for path in paths if not path.is_file()]
+        if missing or len(paths) != channels:
+            wrong = f"{missing[0]}, which is not there" if missing else f"{len(paths)} files for {channels} channels"
+            raise DatasetError(
+                f'{raw_dataset_folder / "dataset.json"}: the entry "{ENTRY}" names for the case "{case}" {wrong}; put '
+                "the images back, or inject again"
+            )
+        found[case] = paths
+    return dict(sorted(found.items()))
+
+
+def referenced(raw_dataset_folder: Path, name: str) -> Path:
+    """The file that a dataset.json refers to, as nnU-Net finds it."""
+    return Path(os.path.abspath(os.path.join(raw_dataset_folder, os.path.expandvars(name))))
 
 
 def refuse_overlap(raw_dataset_folder: Path, images: dict[str, list[Path]], file_ending: str) -> None:

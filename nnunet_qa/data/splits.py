@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
+from nnunet_qa.cases import CaseTable
 from nnunet_qa.errors import DatasetError
 from nnunet_qa.files import write_json
 
 FILE_NAME = "splits_final.json"
 Split = dict[str, list[str]]
+LABEL_SOURCE = "label_source"
+"""Column of cases.csv that says who made a label, `HUMAN` or `PSEUDO`; without it, all are people's."""
+HUMAN, PSEUDO = "human", "pseudo"
 
 
 def grouped_splits(subjects: Mapping[str, str], *, folds: int = 5) -> list[Split]:
@@ -96,6 +100,34 @@ def extend_splits(splits: list[Split], added: Iterable[str], subjects: Mapping[s
         for fold, where in zip(result, sides, strict=True):
             for side in where:
                 fold[side] = sorted({*fold[side], case})
+    return result
+
+
+def pseudo_labelled(table: CaseTable) -> set[str]:
+    """Cases whose label is a prediction; they are trained on and never validated."""
+    frame = table.frame
+    return set() if LABEL_SOURCE not in frame.columns else set(frame["case_id"][frame[LABEL_SOURCE] == PSEUDO])
+
+
+def with_pseudo_labels(splits: list[Split], pseudo: Iterable[str], subjects: Mapping[str, str]) -> list[Split]:
+    """Folds of people's labels with pseudo-labelled cases added, in the training parts alone.
+
+    A fold does not train on a pseudo-label of a subject that it validates; nor, as in `extend_splits`, of one that it
+    leaves out though other folds know it.
+
+    Args:
+        splits: the folds; they are not changed, and pseudo-labelled cases that they hold do not count.
+        pseudo: the pseudo-labelled cases.
+        subjects: subject of each case.
+    """
+    added = set(pseudo)
+    human = [{side: sorted(set(cases) - added) for side, cases in fold.items()} for fold in splits]
+    known = {subjects[case] for fold in human for side in fold.values() for case in side}
+    result = []
+    for fold in human:
+        trained = {case for case in added if _sides_of(subjects[case], fold, subjects) == {"train"}}
+        trained |= {case for case in added if subjects[case] not in known}
+        result.append({"train": sorted({*fold["train"], *trained}), "val": fold["val"]})
     return result
 
 

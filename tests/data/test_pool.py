@@ -211,3 +211,26 @@ def test_the_loader_gives_batches_in_this_process_and_in_others_and_closes(
         loader.close()
         assert not any(process.is_alive() for process in running)
     assert load_pickle(os.fspath(trainer.pool.folder / "P0_c0.pkl"))["class_locations"] == {}
+
+
+def test_a_pool_that_dataset_json_refers_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own" / "imagesUn").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("WHERE", str(tmp_path / "other"))
+    for path in ("own/imagesUn/c_0000.png", "other/a_0000.png", "other/b_0000.png"):
+        (tmp_path / path).touch()
+    dataset_json: dict[str, Any] = {"channel_names": {"0": "MR"}, "file_ending": ".png"}
+    dataset_json["unlabelled"] = {"b": ["$WHERE/b_0000.png"], "a": ["../other/a_0000.png"]}
+    found = pool_images(tmp_path / "own", dataset_json)
+    other = tmp_path / "other"
+    assert list(found.items()) == [
+        ("a", [other / "a_0000.png"]),
+        ("b", [other / "b_0000.png"]),
+        ("c", [tmp_path / "own" / "imagesUn" / "c_0000.png"]),
+    ]
+    (other / "b_0000.png").unlink()
+    with pytest.raises(DatasetError, match=r'entry "unlabelled" names for the case "b" .*b_0000.png, which is not'):
+        pool_images(tmp_path / "own", dataset_json)
+    dataset_json["unlabelled"] = {"a": ["../other/a_0000.png"] * 2}
+    with pytest.raises(DatasetError, match='for the case "a" 2 files for 1 channels'):
+        pool_images(tmp_path / "own", dataset_json)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.splits import (
     check_splits,
     extend_splits,
     grouped_splits,
+    pseudo_labelled,
     read_splits,
     same_splits,
+    with_pseudo_labels,
     write_splits,
 )
 from nnunet_qa.errors import DatasetError
@@ -139,3 +142,32 @@ def test_splits_are_read_as_written(tmp_path: Path) -> None:
     path.write_text("[{")
     with pytest.raises(DatasetError, match="cannot be read as JSON"):
         read_splits(path)
+
+
+def test_pseudo_labels_join_training_parts_alone() -> None:
+    human = [{"train": ["A1", "B1"], "val": ["C1"]}, {"train": ["C1"], "val": ["A1"]}, {"train": ["A1"], "val": ["C1"]}]
+    subjects = {"A1": "A", "A2": "A", "B1": "B", "B2": "B", "C1": "C", "C2": "C", "N1": "N"}
+    found = with_pseudo_labels(human, ["A2", "B2", "C2", "N1"], subjects)
+    # fold 0 validates C; fold 1 validates A and leaves B out, which others know; N is new
+    assert found == [
+        {"train": ["A1", "A2", "B1", "B2", "N1"], "val": ["C1"]},
+        {"train": ["C1", "C2", "N1"], "val": ["A1"]},
+        {"train": ["A1", "A2", "N1"], "val": ["C1"]},
+    ]
+    assert with_pseudo_labels(found, ["A2", "B2", "C2", "N1"], subjects) == found
+    assert with_pseudo_labels(found, ["N1"], subjects)[1]["train"] == ["C1", "C2", "N1"]
+
+
+def test_a_pseudo_label_that_folds_validate_is_taken_out() -> None:
+    subjects = {"A1": "A", "B1": "B"}
+    assert with_pseudo_labels([{"train": ["A1"], "val": ["B1"]}], ["B1"], subjects) == [
+        {"train": ["A1", "B1"], "val": []}
+    ]
+
+
+def test_pseudo_labels_are_known_from_the_case_table() -> None:
+    rows = [{"case_id": name, "role": "labelled"} for name in "abc"]
+    assert pseudo_labelled(CaseTable.from_rows(rows)) == set()
+    sources = ("human", "pseudo", "")
+    marked = [{**row, "label_source": source} for row, source in zip(rows, sources, strict=True)]
+    assert pseudo_labelled(CaseTable.from_rows(marked)) == {"b"}
