@@ -15,7 +15,7 @@ from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.data.splits import FILE_NAME as SPLITS
-from nnunet_qa.data.splits import Split, grouped_splits, read_splits, same_splits
+from nnunet_qa.data.splits import Split, grouped_splits, pseudo_labelled, read_splits, same_splits
 from nnunet_qa.errors import CaseTableError, DatasetError
 from nnunet_qa.files import write_json
 
@@ -148,9 +148,21 @@ def describe_dataset(
 
 def _keeps_table(path: Path, table: CaseTable, *, overwrite: bool) -> bool:
     """Whether the case table that is there says the same (it may say more, a slice's index for example)."""
-    if overwrite or not path.exists():
+    if not path.exists():
         return False
-    old, new = CaseTable.read(path).frame, table.frame
+    try:
+        there = CaseTable.read(path)
+    except CaseTableError:
+        if overwrite:  # whatever it was
+            return False
+        raise
+    if pseudo_labelled(there):
+        raise CaseTableError(
+            f"{path}: says which labels are predictions, which the file names do not; keep it, or inject again"
+        )
+    if overwrite:
+        return False
+    old, new = there.frame, table.frame
     for column in ("case_id", "role", "subject_id"):
         if old[column].tolist() != new[column].tolist():
             raise CaseTableError(

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from nnunet_qa.cases import CaseTable
-from nnunet_qa.cli import inject
-from nnunet_qa.errors import DatasetError, SelectionError
+from nnunet_qa.cli import cases, inject
+from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 from nnunet_qa.selection.best_in_class import best_in_class
 from nnunet_qa.selection.best_in_class_files import write_ranking
 from tests.small import NAME, annotate, run_command, tiny_dataset
@@ -38,6 +38,16 @@ def test_the_new_dataset_and_what_comes_next(base: Path) -> None:
     assert "nnUNetv2_move_plans_between_datasets -s 301 -t 401" in result.stdout
     row = CaseTable.read(raw / "cases.csv").frame.set_index("case_id").loc["S4_a"]
     assert row[["pseudo_model", "pseudo_score", "pseudo_round"]].tolist() == ["fold_0", "0.9", "2"]
+
+
+def test_a_case_table_that_tells_pseudo_labels_is_not_written_anew(base: Path) -> None:
+    assert run_command(inject, *arguments(base, "--target", 401)).exit_code == 0
+    path = base / "nnUNet_raw" / "Dataset401_Tiny" / "cases.csv"
+    before = path.read_bytes()
+    result = run_command(cases, "-d", 401, "--overwrite")
+    assert isinstance(result.exception, CaseTableError)
+    assert "says which labels are predictions" in str(result.exception)
+    assert path.read_bytes() == before
 
 
 def test_another_name_model_and_force(base: Path) -> None:
