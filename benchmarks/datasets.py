@@ -4,6 +4,7 @@ python -m benchmarks.datasets oct --shared ../shared/data -o /data/nnUNet_raw
 python -m benchmarks.datasets covid --shared ../shared/data -o /data/nnUNet_raw
 python -m benchmarks.datasets hippocampus --shared ../shared/data -o /data/nnUNet_raw
 python -m benchmarks.datasets openkbp --shared ../shared/data -o /data/nnUNet_raw
+python -m benchmarks.datasets sunnybrook --shared ../shared/data -o /data/nnUNet_raw
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import typer
 from skimage.transform import resize_local_mean
 
 from nnunet_qa.cases import Role
+from nnunet_qa.data.cine_files import cycle_of_pair, geometry, pair_names, whole_numbers
 from nnunet_qa.data.images import Geometry, check_same_grid, read_picture, read_volume
 from nnunet_qa.data.paths import PREPROCESSED
 from nnunet_qa.data.raw_dataset import RawDataset
@@ -48,6 +50,7 @@ SAME_SUBJECT = {"case12": "case11"}
 HEAD_AND_NECK = (slice(None), slice(28, 92), slice(32, 96))
 """Slices, rows and columns of the 128³ grid that hold all organs of all patients; most of the rest is air."""
 HEAD_AND_NECK_SIZE = 48
+HEART_SIZE, HEART_FRAMES = 128, 8
 _BSCAN = re.compile(r"(S\d+)_bscan(\d+)")
 _LUNG, _INFECTION = (1, 2), 2
 _ORGANS = {"brainstem": (1,), "spinal_cord": (2,), "parotids": (3, 4), "mandible": (7,)}  # labels of the source
@@ -60,6 +63,7 @@ class Source(str, Enum):
     COVID = "covid"
     HIPPOCAMPUS = "hippocampus"
     OPENKBP = "openkbp"
+    SUNNYBROOK = "sunnybrook"
 
 
 def convert_oct(source: Path, output: Path, *, size: tuple[int, int] | None = SIZE, overwrite: bool = False) -> Path:
@@ -252,6 +256,59 @@ def convert_openkbp(
     return _finished(dataset, rows)
 
 
+def convert_sunnybrook(
+    source: Path, output: Path, *, size: int = HEART_SIZE, frames: int = HEART_FRAMES, overwrite: bool = False
+) -> Path:
+    """Heartbeats between the real ED and ES volumes, each frame a case; one class, the left ventricle.
+
+    The frames between ED and ES, and their labels, are warped (`nnunet_qa.data.cine_warp`): for a test only the frames
+    with a phase are real. The pixel spacing of the source is not known, nominally 1 mm, so volumes in mL are nominal
+    too; ratios such as the ejection fraction are not affected.
+
+    Args:
+        source: folder `sunnybrook_cardiac_mr`.
+        output: folder in which `Dataset115_Sunnybrook` is written.
+        size: rows and columns of a case.
+        frames: of each heartbeat.
+        overwrite: delete an earlier conversion first.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: no images, a wrong size or number of frames, or an earlier conversion with other settings.
+        ImageError: a volume cannot be read, or a pair is not whole or does not fit.
+    """
+    dataset = RawDataset(
+        folder=output / "Dataset115_Sunnybrook",
+        channel_names=("MRI",),
+        labels={"background": 0, "lv": 1},
+        file_ending=".nii.gz",
+        settings={"source": str(source.resolve()), "size": size, "frames": frames},
+    )
+    if not 32 <= size <= 256 or frames < 3:
+        raise DatasetError(f"--size {size} --frames {frames}: give 32 to 256 pixels of an edge, and 3 frames or more")
+    _files(source / "images", ".nii.gz")
+    patients = pair_names(source / "images")
+    dataset.begin(overwrite=overwrite)
+    rows: list[dict[str, object]] = []
+    for index, patient in enumerate(track(patients, "Heartbeats", total=len(patients))):
+        rng = np.random.default_rng(index)
+        cine = cycle_of_pair(source / "images", source / "labels", patient, frames=frames, rng=rng)
+        shape, (z, y, x) = (*cine.image.shape[:2], size, size), cine.spacing
+        small = replace(
+            cine,
+            image=resize_local_mean(cine.image.astype(np.float64), shape, preserve_range=True).astype(np.float32),
+            mask=(resize_local_mean((cine.mask == 1).astype(np.float64), shape) >= 0.5).astype(np.uint8),
+            spacing=(z, y * cine.image.shape[2] / size, x * cine.image.shape[3] / size),
+        )
+        for frame, image in enumerate(whole_numbers(small)):
+            row = _row(f"{patient}_fr{frame:03d}", patient, patient, None)
+            rows.append({**row, "frame_index": frame, "phase": cine.phase(frame)})
+            dataset.write_case(str(row["case_id"]), Role.LABELLED, [image], small.mask[frame], geometry=geometry(small))
+    return _finished(dataset, rows)
+
+
 def _shrunk(volume: np.ndarray, size: int) -> np.ndarray:
     """Mean of the source over each voxel of a cube, float32."""
     return resize_local_mean(volume.astype(np.float64), (size,) * 3, preserve_range=True).astype(np.float32)
@@ -305,10 +362,12 @@ def command(
     size: str = typer.Option(
         "",
         "--size",
-        help="ROWSxCOLUMNS or native, 80x192 (oct) and 128x128 (covid) by default; openkbp: an edge, 48 by default.",
+        help="ROWSxCOLUMNS or native, 80x192 (oct) and 128x128 (covid) by default; an edge for openkbp (48) and "
+        "sunnybrook (128).",
     ),
     organs: str = typer.Option(",".join(_ORGANS), "--organs", help="openkbp: classes, with commas between them."),
     number: int = typer.Option(None, "--number", help="hippocampus: take so many volumes; all by default."),
+    frames: int = typer.Option(HEART_FRAMES, "--frames", help="sunnybrook: frames of each heartbeat."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion first."),
 ) -> None:
     """Write a raw nnU-Net dataset of one of the shared sets, every case labelled."""
@@ -319,15 +378,22 @@ def command(
         chosen = parse_size(size) if size else COVID_SIZE
         folder = convert_covid(shared / "covid19_ct", output, size=chosen, overwrite=overwrite)
     elif which is Source.OPENKBP:
-        if size and not size.isdecimal():
-            raise DatasetError(f'--size "{size}" is no whole number; give the voxels of an edge, such as 48')
-        edge = int(size) if size else HEAD_AND_NECK_SIZE
+        edge, classes = _edge(size, HEAD_AND_NECK_SIZE), organs.split(",")
         folder = convert_openkbp(
-            shared / "openkbp_head_neck_ct", output, size=edge, organs=organs.split(","), overwrite=overwrite
+            shared / "openkbp_head_neck_ct", output, size=edge, organs=classes, overwrite=overwrite
         )
+    elif which is Source.SUNNYBROOK:
+        hearts, edge = shared / "sunnybrook_cardiac_mr", _edge(size, HEART_SIZE)
+        folder = convert_sunnybrook(hearts, output, size=edge, frames=frames, overwrite=overwrite)
     else:
         folder = convert_hippocampus(shared / "hippocampus_mr", output, number=number, overwrite=overwrite)
     typer.echo(f"Wrote {folder}")
+
+
+def _edge(size: str, default: int) -> int:
+    if size and not size.isdecimal():
+        raise DatasetError(f'--size "{size}" is no whole number; give the voxels of an edge, such as {default}')
+    return int(size) if size else default
 
 
 if __name__ == "__main__":

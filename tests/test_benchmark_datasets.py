@@ -11,7 +11,13 @@ import pytest
 import SimpleITK as sitk
 from skimage.io import imread, imsave
 
-from benchmarks.datasets import convert_covid, convert_hippocampus, convert_oct, convert_openkbp
+from benchmarks.datasets import (
+    convert_covid,
+    convert_hippocampus,
+    convert_oct,
+    convert_openkbp,
+    convert_sunnybrook,
+)
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.errors import DatasetError, ImageError
 
@@ -114,8 +120,40 @@ def test_head_and_neck_keeps_organs_values_and_place(tmp_path: Path) -> None:
         convert_openkbp(source, tmp_path / "other", size=32)
 
 
+def test_heartbeats_hold_the_pair_and_beat_between_them(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:64, :64]
+    for phase, radius in (("ED", 18), ("ES", 10)):
+        mask = np.repeat((np.hypot(rows - 30, columns - 34) < radius)[None], 2, axis=0)
+        for part, array in (("images", 60 + 120 * mask), ("labels", mask)):
+            (tmp_path / "data" / part).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / "data" / part / f"p1_{phase}.nii.gz"
+            sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), str(path))
+    folder = convert_sunnybrook(tmp_path / "data", tmp_path / "raw", size=32, frames=6)
+    assert json.loads((folder / "dataset.json").read_text())["labels"] == {"background": 0, "lv": 1}
+    frame = CaseTable.read(folder / "cases.csv").frame
+    assert frame["case_id"].tolist() == [f"p1_fr{index:03d}" for index in range(6)]
+    assert frame["frame_index"].tolist() == list(range(6))
+    assert set(frame["stack_id"]) == set(frame["subject_id"]) == {"p1"}
+    assert set(frame["role"]) == {"labelled"}
+    labels = [sitk.ReadImage(str(folder / "labelsTr" / f"{case}.nii.gz")) for case in frame["case_id"]]
+    assert labels[0].GetSize() == (32, 32, 2)
+    assert labels[0].GetSpacing() == pytest.approx((2, 2, 1))  # twice as large as the source's
+    areas = np.array([sitk.GetArrayFromImage(label).sum() / 2 for label in labels])
+    phases = frame["phase"].tolist()
+    assert phases[0] == "ED"
+    assert phases.count("ES") == 1
+    assert areas[0] == pytest.approx(np.pi * 9**2, rel=0.05)
+    assert areas[phases.index("ES")] == areas.min() == pytest.approx(np.pi * 5**2, rel=0.08)
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTr" / "p1_fr000_0000.nii.gz")))
+    inside = sitk.GetArrayFromImage(labels[0]) > 0
+    assert image[inside].mean() > image[~inside].mean() + 80
+    for size, frames in ((31, 6), (32, 2)):
+        with pytest.raises(DatasetError, match="give 32 to 256 pixels of an edge, and 3 frames or more"):
+            convert_sunnybrook(tmp_path / "data", tmp_path / "other", size=size, frames=frames)
+
+
 def test_wrong_sources(tmp_path: Path) -> None:
-    for convert in (convert_oct, convert_covid, convert_hippocampus, convert_openkbp):
+    for convert in (convert_oct, convert_covid, convert_hippocampus, convert_openkbp, convert_sunnybrook):
         with pytest.raises(
             DatasetError, match=r"images: no \*\.\S+ there; give the folder of the shared sets with --shared"
         ):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.experiment_parts import check_settings, parsed_names, parsed_seeds, run_cells, show
+from nnunet_qa.cli.experiment_semi_qc import semi_qc
 from nnunet_qa.errors import SelectionError
 from nnunet_qa.quality.roi import Roi
-
-if TYPE_CHECKING:
-    from nnunet_qa.experiments.runner import Runner
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +20,7 @@ def register(app: typer.Typer) -> None:
     )
     group.command("qu-net-plus-plus")(qu_net_plus_plus)
     group.command("qa-loss")(qa_loss)
+    group.command("semi-qc")(semi_qc)
     app.add_typer(group)
 
 
@@ -87,12 +85,12 @@ def qu_net_plus_plus(
         jobs=jobs,
     )
     if not report_only:
-        wanted, draws = _names(arms) or experiment.default_arms(), _seeds(seeds)
+        wanted, draws = parsed_names(arms) or experiment.default_arms(), parsed_seeds(seeds)
         experiment.check(wanted, draws)
-        _run(experiment.runner, wanted, draws, overwrite=overwrite)
+        run_cells(experiment.runner, wanted, draws, overwrite=overwrite)
     else:
-        _check_settings(experiment.runner)
-    _show(write_report(experiment))
+        check_settings(experiment.runner)
+    show(write_report(experiment))
 
 
 def qa_loss(
@@ -155,43 +153,9 @@ def qa_loss(
         jobs=jobs,
     )
     if not report_only:
-        wanted, draws = _names(arms), _seeds(seeds)
+        wanted, draws = parsed_names(arms), parsed_seeds(seeds)
         experiment.check(draws, wanted)
-        _run(experiment.runner, wanted, draws, overwrite=overwrite)
+        run_cells(experiment.runner, wanted, draws, overwrite=overwrite)
     else:
-        _check_settings(experiment.runner)
-    _show(write_report(experiment))
-
-
-def _run(runner: Runner, arms: list[str] | None, seeds: list[int], *, overwrite: bool) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    runner.begin(overwrite=overwrite)
-    for cell in runner.run(arms, seeds):
-        console.print(f"{cell.arm}, seed {cell.seed}: {'done before' if cell.done else 'running'}", markup=False)
-
-
-def _check_settings(runner: Runner) -> None:
-    """Refuse to report what was run with other settings, such as thresholds."""
-    from nnunet_qa.experiments.runner import MARK
-
-    if (runner.folder / MARK).is_file():
-        runner.begin()
-
-
-def _show(report: Path) -> None:
-    Console(highlight=False, soft_wrap=True).print(report.read_text(encoding="utf-8"), markup=False)
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"Wrote {report} and what it refers to.", markup=False)
-
-
-def _names(text: str) -> list[str] | None:
-    return [name.strip() for name in text.split(",") if name.strip()] or None
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise SelectionError(f'--seeds "{text}": must be whole numbers parted by commas, such as 0,1,2') from error
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise SelectionError(f'--seeds "{text}": must be different numbers from 0 up')
-    return seeds
+        check_settings(experiment.runner)
+    show(write_report(experiment))

@@ -50,7 +50,13 @@ class Training:
         return self.model / "fold_0" / "checkpoint_final.pth"
 
     def train(
-        self, cases: Sequence[str], *, stages: int, weights: Path | None = None, earlier: Cell | None = None
+        self,
+        cases: Sequence[str],
+        *,
+        stages: int,
+        weights: Path | None = None,
+        earlier: Cell | None = None,
+        npz: bool = False,
     ) -> None:
         """Train fold 0 on the given cases; a training that was stopped goes on.
 
@@ -59,11 +65,16 @@ class Training:
             stages: how many stages of the budget.
             weights: for `-pretrained_weights`; nnU-Net takes all of them but the output layers, which begin anew.
             earlier: a cell whose plans this one uses.
+            npz: keep the probabilities of the validation cases.
 
         Raises:
             DependencyError: the command failed.
         """
         self.holdout.populate(self.cell, cases, earlier)
+        self.go_on(stages=stages, weights=weights, npz=npz)
+
+    def go_on(self, *, stages: int, weights: Path | None = None, npz: bool = False) -> None:
+        """As `train`, on the data that lie in the cell's own nnU-Net folders."""
         settings = self.cell.folder / "qa.yaml"
         write_text(settings, self._settings(stages))
         how = ["-tr", self.trainer, "-p", self.plans, "-device", self.device]
@@ -72,6 +83,8 @@ class Training:
             how.append("--c")
         elif weights is not None:
             how += ["-pretrained_weights", str(weights)]
+        if npz:
+            how.append("--npz")
         cell = replace(self.cell, environment={**self.cell.environment, ENVIRONMENT_VARIABLE: str(settings)})
         cell.call("train", "nnUNetv2_train", self.holdout.number, self.holdout.configuration, "0", *how)
 
