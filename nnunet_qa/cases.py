@@ -117,6 +117,11 @@ class CaseTable:
         stacks = self.frame["stack_id"].where(self.frame["stack_id"] != "", self.frame["subject_id"])
         return dict(zip(self.frame["case_id"], stacks, strict=True))
 
+    def of_tested_subjects(self) -> set[str]:
+        """Cases of subjects of whom any case has the role test; what trains on one of them spoils the test."""
+        tested = self.frame["subject_id"][self.frame["role"] == Role.TEST.value]
+        return set(self.frame["case_id"][self.frame["subject_id"].isin(tested)])
+
     def with_role(self, case_ids: Iterable[str], role: Role) -> CaseTable:
         """A table in which the given cases have another role.
 

@@ -49,6 +49,10 @@ class SelectionError(NnunetQAError):
     """A selection cannot be made from the given table."""
 
 
+class FloorError(SelectionError):
+    """Nothing is good enough to be selected."""
+
+
 class CurveError(NnunetQAError):
     """A series has missing, repeated or differing frames, no spacing or unknown labels, so it gives no curve."""
 

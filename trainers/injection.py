@@ -8,6 +8,7 @@ takes the place of the one before. Pool cases of subjects that are kept for vali
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,10 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from torch import distributed as dist
 
 from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable
+from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import InjectionConfig
 from nnunet_qa.data.bank import CHOSEN, Bank, Group, JoinedDataset
-from nnunet_qa.errors import CaseTableError, SelectionError
+from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 
 from .final_scoring import preprocessed_image, scoring_predictor
 from .injection_estimators import Estimators
@@ -54,7 +55,7 @@ class Injection:
         self.rounds = 0
         self.stopped: str | None = None
         self._losses: list[float] = []
-        self._cases: CaseTable | None = None
+        self._last = 0
 
     @property
     def config(self) -> InjectionConfig:
@@ -63,46 +64,91 @@ class Injection:
 
     def state(self) -> dict[str, Any]:
         """What a resumed training needs beside the bank."""
-        return {"rounds": self.rounds, "stopped": self.stopped, "losses": self._losses}
+        return {"rounds": self.rounds, "stopped": self.stopped, "losses": self._losses, "last": self._last}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take what `state` gave."""
-        self.rounds, self.stopped, self._losses = state["rounds"], state["stopped"], list(state["losses"])
+        self.rounds, self.stopped, self._last = state["rounds"], state["stopped"], state["last"]
+        self._losses = list(state["losses"])
 
     def begin(self) -> None:
-        """Refuse, before the training starts, what could not be done; bring the bank to where the training is.
+        """Refuse, before the training starts, what could not be done.
 
         Raises:
-            SelectionError: more cases are asked for than there are.
+            SelectionError: more cases are asked for than there are, or there is no label scheme of this name.
             CaseTableError: cases.csv lacks a pool case, or is missing where acquisitions are asked for.
-            DatasetError: the pseudo-labels of an earlier round are missing.
+            ConfigError: the code is asked for and there is no discriminator.
+            CurveError: an acquisition lacks a frame, or the dataset has labels that the scheme does not know.
+            ModelError: the curve classifier cannot be read or does not fit.
+            DatasetError: the pseudo-labels of an earlier round are missing, or their cases have left the pool.
         """
-        self._cases = self._table()
-        Estimators.check(self.trainer, self._cases)
-        units = self._estimators().units(self.candidates())
+        candidates = self.candidates()
+        units = self._estimators.units(candidates)
+        if not units:
+            raise SelectionError(
+                "injection: no pool case may be trained on, for all are of subjects that this fold validates or that "
+                "are tested; train another fold, or set injection.enabled to false in qa.yaml"
+            )
         if self.config.number is not None and self.config.number > len(units):
             raise SelectionError(
                 f"injection.number in qa.yaml asks for {self.config.number} {self.config.unit.value}s, but the pool "
-                f"has {len(units)} of subjects that are not kept for validation; lower it"
+                f"has {len(units)} that may be trained on; lower it"
             )
-        if not units:
-            raise SelectionError(
-                "injection: every pool case is of a subject that this fold keeps for validation, so none can be "
-                "trained on; train another fold, or set injection.enabled to false in qa.yaml"
+        self._estimators.check(candidates)
+        self.bank.check(self.rounds)
+        gone = sorted(set(self.bank.cases(self.rounds)) - set(candidates)) if self.rounds else []
+        if gone:
+            raise DatasetError(
+                f"{self.bank.round(self.rounds)}: the case {gone[0]} was chosen in this round and may no longer be "
+                "trained on as one of the pool; train anew without --c"
             )
-        if self.trainer.local_rank == 0:
-            self.bank.keep(self.rounds)
-        self._wait()
+
+    def check_images(self) -> None:
+        """Refuse, once the pool is preprocessed, series whose frames do not fit each other.
+
+        Raises:
+            CurveError: see `Estimators.check_images`.
+        """
+        trainer = self.trainer
+        if "curves" in self.config.weights:
+            assert trainer.pool is not None
+            dataset = trainer.pool.dataset(trainer.folder_with_segs_from_previous_stage)
+            self._estimators.check_images({case: dataset.load_case(case)[3] for case in self.candidates()})
+
+    @cached_property
+    def _cases(self) -> CaseTable | None:
+        table = self.trainer._case_table()
+        if table is None:
+            return None
+        known = table.subjects()
+        for case in sorted(self.trainer.pool_images):
+            if case not in known:
+                raise CaseTableError(
+                    f'{CASES}: the pool case "{case}" is missing, so its subject is not known; add it before injection'
+                )
+        return table
+
+    @cached_property
+    def _estimators(self) -> Estimators:
+        return Estimators(self.trainer, self._cases)
 
     def candidates(self) -> list[str]:
-        """Pool cases that may be trained on."""
-        pool = sorted(self.trainer.pool_images)
-        if self._cases is None or self.trainer.fold == "all":
+        """Pool cases that may be trained on: unlabelled ones of subjects that are neither validated nor tested."""
+        pool, table = sorted(self.trainer.pool_images), self._cases
+        if table is None:
             return pool
-        subjects = self._cases.subjects()
+        subjects = table.subjects()
         _, validation = self.trainer.do_split()
-        kept = {subjects.get(case, case) for case in validation}
-        return [case for case in pool if subjects.get(case, case) not in kept]
+        kept = table.case_ids(Role.TEST) if self.trainer.fold == "all" else [*validation, *table.case_ids(Role.TEST)]
+        barred = {subjects.get(case, case) for case in kept}
+        unlabelled = set(table.case_ids(Role.UNLABELLED))
+        found = [case for case in pool if case in unlabelled and subjects[case] not in barred]
+        if "curves" not in self.config.weights:
+            return found
+        # a curve without its annotated frames would not be whole
+        acquisitions = table.acquisitions()
+        annotated = {acquisitions[case] for case in table.case_ids(Role.LABELLED)}
+        return [case for case in found if acquisitions[case] not in annotated]
 
     def due(self) -> bool:
         """Whether a round takes place at the start of this epoch."""
@@ -122,6 +168,7 @@ class Injection:
             trainer.print_to_log_file(f"injection: no further rounds: {self.stopped}")
             return
         if trainer.local_rank == 0:
+            self.bank.forget(self.rounds)
             self.bank.begin(number)
         self._wait()
         rows = list(self._predicted(number))
@@ -129,16 +176,24 @@ class Injection:
             rows = gathered(rows, trainer.world_size)
         if trainer.local_rank == 0:
             ranking = self._ranked(pd.DataFrame(rows))
-            self.bank.finish(number, ranking)
+            self.bank.finish(number, ranking, groups=self._groups())
             chosen = int(ranking[CHOSEN].sum())
             trainer.print_to_log_file(
                 f"injection: round {number}: {chosen} of {len(ranking)} pool cases join the training; ranking in "
                 f"{self.bank.round(number)}"
             )
         self._wait()
-        self.rounds = number
+        self.rounds, self._last = number, trainer.current_epoch
         self._losses.append(recent)
         self._open_loaders_anew()
+
+    def _groups(self) -> list[Group]:
+        """Label values of which patches are drawn, as nnU-Net's preprocessor notes their places."""
+        labels = self.trainer.label_manager
+        groups: list[Group] = list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+        if labels.has_ignore_label:
+            groups.append(tuple([-1, *labels.all_labels]))
+        return groups
 
     def joined(self, annotated: Any) -> Any:
         """The annotated cases of the training, with the pseudo-labelled ones of the last round."""
@@ -146,35 +201,18 @@ class Injection:
         if not self.rounds:
             return annotated
         assert trainer.pool is not None
-        labels = trainer.label_manager
-        groups: list[Group] = list(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
-        if labels.has_ignore_label:
-            groups.append(tuple([-1, *labels.all_labels]))
         pool = trainer.pool.dataset(trainer.folder_with_segs_from_previous_stage)
-        return JoinedDataset(annotated, pool, self.bank, self.rounds, groups=groups)
+        return JoinedDataset(annotated, pool, self.bank, self.rounds, groups=self._groups())
 
     def number_of_cases(self) -> int:
         """How many pool cases take part in the training as it is."""
         return len(self.bank.cases(self.rounds)) if self.rounds else 0
 
-    def _table(self) -> CaseTable | None:
-        folder = self.trainer.raw_dataset_folder
-        if folder is None or not (folder / CASES).is_file():
-            return None
-        table = CaseTable.read(folder / CASES)
-        known = table.subjects()
-        for case in sorted(self.trainer.pool_images):
-            if case not in known:
-                raise CaseTableError(
-                    f'{folder / CASES}: the pool case "{case}" is missing, so its subject is not known; add it before '
-                    "injection"
-                )
-        return table
-
     def _recent_loss(self) -> float:
-        """Mean loss of annotated validation cases over the last epochs, infinite before the first."""
+        """Mean loss of annotated validation cases over the last epochs since the last round; infinite before any."""
         losses = self.trainer.logger.local_logger.my_fantastic_logging["val_losses"][: self.trainer.current_epoch]
-        return float(np.mean(losses[-WINDOW:])) if losses else float("inf")
+        recent = losses[self._last :][-WINDOW:]
+        return float(np.mean(recent)) if recent else float("inf")
 
     def _predicted(self, number: int) -> Iterator[dict[str, Any]]:
         """Predict this rank's share of the candidates into the bank; what the estimators say of each."""
@@ -192,13 +230,10 @@ class Injection:
             yield {"case_id": case, "q": quality.q, **estimators.of_case(case, image, labels[0], logits, properties)}
 
     def _ranked(self, rows: pd.DataFrame) -> pd.DataFrame:
-        estimators = self._estimators()
+        estimators = self._estimators
         table = estimators.of_acquisitions(rows.sort_values("case_id", ignore_index=True))
         units = estimators.units(self.candidates())
         return estimators.ranked(table, number=self.config.number or min(DEFAULT_NUMBER, max(1, len(units) // 2)))
-
-    def _estimators(self) -> Estimators:
-        return Estimators(self.trainer, self._cases)
 
     def _open_loaders_anew(self) -> None:
         trainer = self.trainer

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.config import Unit
 from nnunet_qa.data.bank import CHOSEN
-from nnunet_qa.errors import CaseTableError, ConfigError, SelectionError
+from nnunet_qa.errors import CaseTableError, ConfigError, CurveError, FloorError
 from nnunet_qa.inference.case_montages import CaseRenderer
 from nnunet_qa.quality.curve_classifier_file import load as load_classifier
+from nnunet_qa.quality.curve_estimator import CurveEstimator
+from nnunet_qa.quality.curve_files import check_frames
 from nnunet_qa.quality.curves import Acquisition, LabelScheme, count_pixels
 from nnunet_qa.selection.best_in_class import FIRST, best_in_class, score_table
 
@@ -40,27 +43,66 @@ class Estimators:
         self.cases = cases
         self._subjects = cases.subjects() if cases is not None else {}
 
-    @staticmethod
-    def check(trainer: QAsemiTrainer, cases: CaseTable | None) -> None:
+    @cached_property
+    def _scheme(self) -> LabelScheme:
+        return LabelScheme.parse(self.config.scheme)
+
+    @cached_property
+    def _classifier(self) -> CurveEstimator:
+        assert self.config.classifier is not None
+        scheme = self._scheme
+        return load_classifier(self.config.classifier, structures=list(scheme.values), measured=scheme.kind)
+
+    def check(self, candidates: Sequence[str]) -> None:
         """Refuse settings that the dataset cannot serve.
 
+        Args:
+            candidates: pool cases that may be trained on.
+
         Raises:
-            CaseTableError: acquisitions are asked for and there is no cases.csv.
             ConfigError: the code is asked for and there is no discriminator.
-            ModelError: the curve classifier cannot be read.
+            ModelError: the curve classifier cannot be read, or was made for other curves.
             SelectionError: there is no such label scheme.
+            CurveError: the dataset has labels that the scheme does not know, or an acquisition lacks a frame.
         """
-        config = trainer.config.injection
-        if config.unit is Unit.ACQUISITION:
-            _frames(cases, sorted(trainer.pool_images))
-        if "code" in config.weights and not trainer.learns_from_pool:
+        if "code" in self.config.weights and not self.trainer.learns_from_pool:
             raise ConfigError(
                 'injection.weights in qa.yaml names "code", but without the QA loss (qa_loss.enabled, qa_loss.weight) '
                 "there is no discriminator; leave it out"
             )
-        if config.classifier is not None and "curves" in config.weights:
-            load_classifier(config.classifier)
-            LabelScheme.named(config.scheme)
+        if "curves" not in self.config.weights:
+            return
+        self._classifier.predict_proba([])  # read here, not at the first round
+        unknown = sorted(set(self.trainer.label_manager.foreground_labels) - set(self._scheme.values.values()))
+        if unknown:
+            raise CurveError(
+                f'injection.scheme in qa.yaml: "{self.config.scheme}" does not know the label {unknown[0]} of this '
+                "dataset; name all of them, such as lv=1,myocardium=2,rv=3"
+            )
+        order = _frames(self.cases, candidates).sort_values(["acquisition_id", "frame_index"])
+        for name, own in order.groupby("acquisition_id"):
+            check_frames(str(name), [None if pd.isna(index) else int(index) for index in own["frame_index"]])
+
+    def check_images(self, properties: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse acquisitions whose frames have different shapes or spacings.
+
+        Args:
+            properties: what nnU-Net's preprocessor noted of each candidate.
+
+        Raises:
+            CurveError: see above.
+        """
+        first: dict[str, tuple[str, Any]] = {}
+        order = _frames(self.cases, list(properties))
+        for case, own in properties.items():
+            found = (tuple(own["shape_before_cropping"]), tuple(np.round(own["spacing"], 4)))
+            name = order.loc[case, "acquisition_id"]
+            before, expected = first.setdefault(name, (case, found))
+            if found != expected:
+                raise CurveError(
+                    f"{name}: the frame {case} has another shape or spacing than {before}; all frames of a series need "
+                    "the same"
+                )
 
     def of_case(
         self, case: str, image: np.ndarray, labels: np.ndarray, logits: torch.Tensor, properties: dict[str, Any]
@@ -85,21 +127,19 @@ class Estimators:
         """Rows of cases, each with what the curve classifier says of its acquisition."""
         if "curves" not in self.config.weights:
             return rows
-        assert self.config.classifier is not None
         order = _frames(self.cases, rows["case_id"].tolist())
         rows = rows.join(order, on="case_id").sort_values(["acquisition_id", "frame_index"], ignore_index=True)
-        scheme = LabelScheme.named(self.config.scheme)
         acquisitions = [
             Acquisition(
                 acquisition_id=str(name),
                 subject_id=self._subjects[own["case_id"].iloc[0]],
                 pixels={key: np.stack([pixels[key] for pixels in own["_pixels"]]) for key in own["_pixels"].iloc[0]},
                 spacing=own["_spacing"].iloc[0],
-                scheme=scheme,
+                scheme=self._scheme,
             )
             for name, own in rows.groupby("acquisition_id")
         ]
-        said = load_classifier(self.config.classifier).predict_proba(acquisitions)
+        said = self._classifier.predict_proba(acquisitions)
         known = {own.acquisition_id: float(p) for own, p in zip(acquisitions, said, strict=True)}
         rows[COLUMNS["curves"]] = rows["acquisition_id"].map(known)
         return rows.drop(columns=["_pixels", "_spacing", "acquisition_id", "frame_index"])
@@ -132,7 +172,7 @@ class Estimators:
                     cases=self.cases,
                 )
                 chosen = set(best["case_id"])
-            except SelectionError as error:  # nothing reaches the floor; the training goes on without
+            except FloorError as error:  # nothing reaches the floor; the training goes on without
                 self.trainer.print_to_log_file(f"injection: {error}")
         rows = rows.drop(columns=FIRST).assign(**{CHOSEN: rows["case_id"].isin(chosen)})
         rows = rows.sort_values(["score", "case_id"], ascending=[False, True], ignore_index=True)
@@ -143,9 +183,7 @@ class Estimators:
         """What is ranked: the given cases, or their acquisitions."""
         if self.config.unit is Unit.CASE:
             return set(cases)
-        assert self.cases is not None
-        known = self.cases.acquisitions()
-        return {known[case] for case in cases}
+        return set(_frames(self.cases, list(cases))["acquisition_id"])
 
     def _not_empty(self, rows: pd.DataFrame) -> pd.Series:
         """Which cases hold foreground; of an acquisition, all frames or none."""
@@ -179,11 +217,11 @@ class Estimators:
         labels = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits, trainer.plans_manager, trainer.configuration_manager, trainer.label_manager, properties
         )
-        counts = count_pixels(labels[None], LabelScheme.named(self.config.scheme), name=case)
+        counts = count_pixels(labels[None], self._scheme, name=case)
         return {structure: pixels[0] for structure, pixels in counts.items()}, tuple(map(float, properties["spacing"]))
 
 
-def _frames(cases: CaseTable | None, wanted: list[str]) -> pd.DataFrame:
+def _frames(cases: CaseTable | None, wanted: Sequence[str]) -> pd.DataFrame:
     """Acquisition and frame of cases, by case.
 
     Raises:
@@ -194,6 +232,7 @@ def _frames(cases: CaseTable | None, wanted: list[str]) -> pd.DataFrame:
             "injection of acquisitions needs cases.csv with stack_id and frame_index in the raw dataset folder"
         )
     known = cases.acquisitions()
+    wanted = list(wanted)
     frames = cases.frame.set_index("case_id")["frame_index"]
     return pd.DataFrame(
         {"acquisition_id": [known[case] for case in wanted], "frame_index": frames.loc[wanted].to_numpy()},

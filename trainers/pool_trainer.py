@@ -84,6 +84,14 @@ class PoolTrainer(nnUNetTrainer):
         self._pool_loader: PoolLoader | None = None
         self._measured: list[float] = []
         self.logger.local_logger = QALocalLogger(self._logged_keys(), self.logger.local_logger.verbose)
+        if self.config.injection.enabled and not self.injects:
+            why = "there is no pool" if not self.pool_images else f"{type(self).__name__} does not inject"
+            self.print_to_log_file(f"injection: enabled in qa.yaml and left out: {why}")
+
+    @property
+    def injects(self) -> bool:
+        """Whether pool cases are to join the training with their predictions as labels."""
+        return False
 
     def _logged_keys(self) -> tuple[str, ...]:
         """What is logged once an epoch beside nnU-Net's quantities."""
@@ -116,9 +124,8 @@ class PoolTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """As nnU-Net's, but folds made here keep the slices of a subject together, and no pseudo-label is validated."""
         path = Path(self.preprocessed_dataset_folder_base) / SPLITS
-        file = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
-        table = CaseTable.read(file) if file is not None and file.is_file() else None
-        pseudo = pseudo_labelled(table) if table is not None else set()
+        table = self._case_table()
+        pseudo = self._pseudo_labelled()
         if self.fold != "all" and not path.is_file() and table is not None:
             known = table.subjects()
             dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
@@ -141,6 +148,16 @@ class PoolTrainer(nnUNetTrainer):
                 "delete the file to have folds written anew"
             )
         return train, validation
+
+    def _case_table(self) -> CaseTable | None:
+        """The case table of the raw dataset, where there is one."""
+        path = self.raw_dataset_folder / CASES if self.raw_dataset_folder is not None else None
+        return CaseTable.read(path) if path is not None and path.is_file() else None
+
+    def _pseudo_labelled(self) -> set[str]:
+        """Training cases whose labels are predictions, by `nnunet-qa inject`."""
+        table = self._case_table()
+        return pseudo_labelled(table) if table is not None else set()
 
     def on_train_start(self) -> None:
         """Preprocess the pool once, then start as nnU-Net does."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import distributed as dist
 
@@ -88,6 +89,8 @@ class QAsemiTrainer(SemiTrainer):
                 self.plans_manager, self.configuration_manager, self.dataset_json, self.unlabelled, slices=slices
             )
             self._use(self._find_discriminator(self.renderer))
+        if self.injects:
+            self.injection.check_images()
 
     def _find_discriminator(self, renderer: Renderer) -> Discriminator:
         own = Path(self.output_folder) / FILE_NAME
@@ -144,6 +147,13 @@ class QAsemiTrainer(SemiTrainer):
             entropy_weight=settings.entropy_weight,
         )
 
+    def _write_scores(self, table: pd.DataFrame) -> None:
+        """As PoolTrainer's; marks the pool cases that were trained on, whose scores are those of training cases."""
+        if self.injects:
+            injected = set(self.injection.bank.cases(self.injection.rounds)) if self.injection.rounds else set()
+            table = table.assign(injected=table["case_id"].isin(injected))
+        super()._write_scores(table)
+
     def _logged_keys(self) -> tuple[str, ...]:
         return (*super()._logged_keys(), "injected_cases") if self.injects else super()._logged_keys()
 
@@ -180,7 +190,10 @@ class QAsemiTrainer(SemiTrainer):
 
     def annotated_training_cases(self) -> Any:
         """The training cases that people have annotated, as nnU-Net's dataset."""
-        return super().get_tr_and_val_datasets()[0]
+        dataset = super().get_tr_and_val_datasets()[0]
+        pseudo = self._pseudo_labelled()
+        dataset.identifiers = [case for case in dataset.identifiers if case not in pseudo]
+        return dataset
 
     def on_train_epoch_start(self) -> None:
         """As SemiTrainer's; injects when it is time, asks the guard, and fits the discriminator anew."""

@@ -62,14 +62,14 @@ def fit(
     epochs: int = typer.Option(40, "--epochs", min=1, help="LSTM: times that every acquisition is shown."),
     folds: int = typer.Option(5, "--folds", min=2, help="Parts of the subjects, to choose the threshold."),
     test_share: float = typer.Option(
-        0.2, "--test-share", min=0.0, max=0.5, help="Share of the subjects kept for the test; 0 for no test."
+        0.2, "--test-share", min=0.0, max=0.5, help="Part of the subjects kept for a test: a half, a third …; 0: none."
     ),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of splits, initial weights and draws."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a classifier that is there."),
 ) -> None:
     """Learn from labelled acquisitions; subjects never stand on both sides of a split.
 
-    Writes the classifier with its threshold, a description of it (.json) and, with a test, roc.png beside it.
+    Writes the classifier with its threshold, a description of it (.json) and, with a test, <name>_roc.png beside it.
 
     Example: `nnunet-qa curve-classifier fit -i curves --labels qc_labels.csv -o curve_classifier.pt`
     """
@@ -91,7 +91,8 @@ def fit(
         test = [acquisitions[number] for number in held_out]
         classifier.metrics_[TEST] = classifier.judge(test, erroneous[held_out])
         scores = {kind.value: (classifier, classifier.predict_proba(test))}
-        _draw(output.parent / _ROC, scores, erroneous[held_out], heading=f"{len(test)} acquisitions of unseen subjects")
+        heading = f"{len(test)} acquisitions of unseen subjects"
+        _draw(output.with_name(f"{output.stem}_{_ROC}"), scores, erroneous[held_out], heading=heading)
     about = {"curves": str(curves), "labels": str(labels or dice), "acquisitions": len(acquisitions)}
     if dice is not None:
         about["erroneous below Dice"] = below
@@ -240,7 +241,10 @@ def _split(
     if share == 0:
         return np.arange(len(acquisitions)), np.arange(0)
     subjects = [one.subject_id for one in acquisitions]
-    return subject_folds(subjects, erroneous, folds=round(1 / share), seed=seed)[0]
+    fitted, held_out = subject_folds(subjects, erroneous, folds=round(1 / share), seed=seed)[0]
+    kept, known = len({subjects[number] for number in held_out}), len(set(subjects))
+    _say(f"{kept} of {known} subjects ({kept / known:.0%}) are kept for the test; --test-share asked for {share:.0%}.")
+    return fitted, held_out
 
 
 def _judged(path: Path, acquisitions: list[Acquisition]) -> tuple[CurveEstimator, np.ndarray]:

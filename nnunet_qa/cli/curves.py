@@ -99,11 +99,11 @@ def curves(
 def _scheme(text: str, kind: str | None, end_diastole: str | None) -> LabelScheme:
     given = {"kind": kind, "end_diastole": end_diastole}
     settings = {name: value for name, value in given.items() if value is not None}
-    if "=" in text:
-        return LabelScheme.custom(text, **settings)  # type: ignore[arg-type]  # which values there are it says itself
-    if settings:
+    if not settings:
+        return LabelScheme.parse(text)
+    if "=" not in text:
         raise SelectionError(f'--kind and --end-diastole belong to a scheme of your own; "{text}" has its own')
-    return LabelScheme.named(text)
+    return LabelScheme.custom(text, **settings)  # type: ignore[arg-type]  # which values there are it says itself
 
 
 def _drawn(acquisitions: Iterable[Acquisition], folder: Path) -> Iterator[Acquisition]:

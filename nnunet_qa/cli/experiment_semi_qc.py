@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,9 +10,6 @@ from nnunet_qa.cli.device import Device, chosen_device
 from nnunet_qa.cli.experiment_parts import check_settings, parsed_names, parsed_seeds, run_cells, show
 from nnunet_qa.config import Unit
 from nnunet_qa.errors import SelectionError
-
-if TYPE_CHECKING:
-    from nnunet_qa.quality.curves import LabelScheme
 
 
 def semi_qc(
@@ -59,6 +55,7 @@ def semi_qc(
     from nnunet_qa.experiments.semi_qc import Protocol, SemiQCExperiment
     from nnunet_qa.experiments.semi_qc_report import write_report
     from nnunet_qa.quality.codes import CodeThresholds
+    from nnunet_qa.quality.curves import LabelScheme
 
     if report_only and overwrite:
         raise SelectionError("--overwrite deletes what --report-only reports; give one of them")
@@ -69,7 +66,7 @@ def semi_qc(
         number=number,
         per_subject=per_subject,
         unit=unit,
-        scheme=None if scheme is None else _scheme(scheme),
+        scheme=None if scheme is None else LabelScheme.parse(scheme),
         erroneous_below=erroneous_below,
         thresholds=CodeThresholds(success, failure),
         fit={"epochs": fit_epochs, "per-code": fit_per_code, "learning-rate": fit_rate},
@@ -92,9 +89,3 @@ def semi_qc(
     else:
         check_settings(experiment.runner)
     show(write_report(experiment))
-
-
-def _scheme(text: str) -> LabelScheme:
-    from nnunet_qa.quality.curves import LabelScheme
-
-    return LabelScheme.custom(text) if "=" in text else LabelScheme.named(text)

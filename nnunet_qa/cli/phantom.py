@@ -62,7 +62,7 @@ def cine(
 ) -> None:
     """Draw cine MR of subjects who differ in anatomy, disease, contrast and artefacts.
 
-    A run that was stopped goes on where it was. The true curves go to curves.csv.
+    A run that was stopped goes on where it was. The true curves go to <eid>/true_curves.csv.
 
     Example: `nnunet-qa phantom cine -o phantoms --subjects 10`
     """

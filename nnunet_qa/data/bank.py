@@ -54,16 +54,22 @@ class Bank:
         except OSError as error:
             raise storage_error(self._unfinished(number) / case, error) from error
 
-    def finish(self, number: int, ranking: pd.DataFrame) -> None:
+    def finish(self, number: int, ranking: pd.DataFrame, *, groups: Sequence[Group]) -> None:
         """Keep the label maps of the chosen cases, write the ranking, and let the round be there.
 
         Args:
             number: the round, from 1.
             ranking: one row a candidate: `case_id`, `chosen`, and whatever tells why.
+            groups: label values, or sets of them, of which patches must be drawn: what nnU-Net's preprocessor notes for
+                annotated cases.
         """
         path = self._unfinished(number)
-        for case in ranking.loc[~ranking[CHOSEN], "case_id"]:
-            (path / f"{case}.b2nd").unlink(missing_ok=True)
+        for case, chosen in zip(ranking["case_id"], ranking[CHOSEN], strict=True):
+            if not chosen:
+                (path / f"{case}.b2nd").unlink(missing_ok=True)
+                continue
+            places = foreground_locations(_opened(path / f"{case}.b2nd")[:], groups).values()
+            np.savez_compressed(path / f"{case}.npz", *places)
         write_csv(path / RANKING, ranking)
         shutil.rmtree(self.round(number), ignore_errors=True)
         try:
@@ -71,11 +77,11 @@ class Bank:
         except OSError as error:
             raise storage_error(self.round(number), error) from error
 
-    def keep(self, rounds: int) -> None:
-        """Throw away the rounds after the first so many: those that a resumed training does not know of.
+    def check(self, rounds: int) -> None:
+        """Refuse a bank that lacks one of the first so many rounds.
 
         Raises:
-            DatasetError: one of the first so many is not there.
+            DatasetError: one is not there.
         """
         for number in range(1, rounds + 1):
             if not (self.round(number) / RANKING).is_file():
@@ -83,6 +89,9 @@ class Bank:
                     f"{self.round(number)}: the pseudo-labels of round {number} are missing, with which this training "
                     "went on; put the folder back, or train anew without --c"
                 )
+
+    def forget(self, rounds: int) -> None:
+        """Throw away the rounds after the first so many: those of a training that was killed, or of an earlier one."""
         for path in self.folder.glob("round_*"):
             if not path.name[-3:].isdigit() or int(path.name[-3:]) > rounds:
                 shutil.rmtree(path, ignore_errors=True)
@@ -102,8 +111,12 @@ class Bank:
 
     def labels(self, number: int, case: str) -> Any:
         """Label map `(1, *spatial)` of a chosen case, read when it is indexed, as nnU-Net's own are."""
-        path = self.round(number) / f"{case}.b2nd"
-        return blosc2.open(urlpath=os.fspath(path), mode="r", dparams={"nthreads": 1})
+        return _opened(self.round(number) / f"{case}.b2nd")
+
+    def locations(self, number: int, case: str) -> list[np.ndarray]:
+        """Places `(voxels, 1 + dimensions)` of each group that `finish` was given, in their order."""
+        with np.load(self.round(number) / f"{case}.npz", allow_pickle=False) as content:
+            return [content[name] for name in content.files]
 
     def _unfinished(self, number: int) -> Path:
         return self.folder / f"round_{number:03d}.unfinished"
@@ -117,8 +130,7 @@ class JoinedDataset(nnUNetBaseDataset):
         pool: nnU-Net's dataset over the pool.
         bank: the pseudo-labels.
         number: which round.
-        groups: label values, or sets of them, of which patches must be drawn: what nnU-Net's preprocessor notes for
-            annotated cases.
+        groups: those with which the round was finished.
     """
 
     def __init__(
@@ -137,15 +149,16 @@ class JoinedDataset(nnUNetBaseDataset):
             annotated.folder_with_segs_from_previous_stage,
         )
         self._annotated, self._pool, self._bank, self._number = annotated, pool, bank, number
-        self._locations = {case: foreground_locations(bank.labels(number, case)[:], groups) for case in chosen}
+        self._chosen, self._groups = set(chosen), tuple(groups)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Image, labels, labels of the previous stage, and properties, as nnU-Net's datasets give them."""
-        if identifier not in self._locations:
+        if identifier not in self._chosen:
             found: tuple[Any, Any, Any, dict[str, Any]] = self._annotated.load_case(identifier)
             return found
         image, _, previous, properties = self._pool.load_case(identifier)
-        properties = {**properties, "class_locations": self._locations[identifier]}
+        places = self._bank.locations(self._number, identifier)
+        properties = {**properties, "class_locations": dict(zip(self._groups, places, strict=True))}
         return image, self._bank.labels(self._number, identifier), previous, properties
 
     @staticmethod
@@ -171,5 +184,9 @@ def foreground_locations(labels: np.ndarray, groups: Sequence[Group]) -> dict[Gr
     for group in groups:
         places = np.argwhere(np.isin(labels, group))
         step = max(1, -(-len(places) // LOCATIONS))
-        found[group] = places[::step]
+        found[group] = places[::step].astype(np.int32)
     return found
+
+
+def _opened(path: Path) -> Any:
+    return blosc2.open(urlpath=os.fspath(path), mode="r", dparams={"nthreads": 1})

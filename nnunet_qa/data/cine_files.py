@@ -19,6 +19,7 @@ from nnunet_qa.files import replacing
 from nnunet_qa.progress import track
 
 Annotated = Literal["all", "ed_es", "none"]
+_SAME_SPACING = 1e-3  # relative: headers round
 _LEVELS = 32  # fewer different whole numbers would show as steps
 _ACROSS = {SHORT_AXIS: np.array([0.66, 0.74, -0.13]), "ao": np.array([1.0, 0.0, 0.0])}  # along a row, LPS
 _ALONG_STACK = {SHORT_AXIS: np.array([0.61, -0.58, -0.54]), "ao": np.array([0.0, 0.0, 1.0])}  # base to apex, LPS
@@ -236,20 +237,33 @@ def cycle_of_pair(
         labels: folder of the masks.
         patient: a name of `pair_names`.
         frames: of the cycle.
-        spacing: `(z, y, x)` in mm; that of the ED image where None.
+        spacing: `(z, y, x)` in mm; that of the ED image, which the other files must share, where None.
         rng: for noise, see `warped_cycle`.
 
     Raises:
         ImageError: a file is missing, or the pair does not fit; the text names the patient.
     """
-    arrays = []
+    arrays, stated = [], {}
     for phase in ("ED", "ES"):
         for folder in (images, labels):
-            array, place = read_volume(folder / f"{patient}_{phase}.nii.gz")
+            path = folder / f"{patient}_{phase}.nii.gz"
+            array, place = read_volume(path)
             arrays.append(array)
-            spacing = spacing or (place.spacing[2], place.spacing[1], place.spacing[0])
-    assert spacing is not None
+            z, y, x = (*place.spacing, 1.0)[2::-1]
+            stated[path] = (z, y, x)
+    if spacing is None:
+        spacing = next(iter(stated.values()))
+        for path, found in stated.items():
+            if not np.allclose(found, spacing, rtol=_SAME_SPACING, atol=0):
+                raise ImageError(
+                    f"{path}: has the spacing {_sizes(found)}, the ED image {_sizes(spacing)}; resample it, or give "
+                    "--spacing where the files do not say it rightly"
+                )
     try:
         return warped_cycle(*arrays, frames=frames, spacing=spacing, rng=rng)
     except ImageError as error:
         raise ImageError(f"{patient}: {error}") from error
+
+
+def _sizes(spacing: tuple[float, float, float]) -> str:
+    return " × ".join(f"{size:g}" for size in spacing) + " mm"

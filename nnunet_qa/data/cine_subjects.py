@@ -152,7 +152,8 @@ def write_cycles(
     patients = pair_names(images)
     places = {patient: index for index, patient in enumerate(patients)}
     about = {
-        "images": str(images),
+        "images": str(images.resolve()),
+        "labels": str(labels.resolve()),
         "frames": frames,
         "spacing": list(spacing) if spacing else None,
         "annotated": annotated,
@@ -196,7 +197,7 @@ def _write_missing(
 
 def curve_table(eid: str, cine: Cine) -> pd.DataFrame:
     """The designed curves in the columns of `nnunet-qa curves`, one row a structure and frame."""
-    unit = "mL" if cine.view == SHORT_AXIS else "mm2"
+    unit = "mL" if cine.view == SHORT_AXIS else "mm²"
     rows = [
         (f"{eid}_{cine.view}", eid, structure, frame, frame * cine.frame_time, value, unit)
         for structure, curve in cine.curves.items()

@@ -37,7 +37,7 @@ from nnunet_qa.data.splits import (
     read_splits,
     with_pseudo_labels,
 )
-from nnunet_qa.errors import CaseTableError, DatasetError, nearest
+from nnunet_qa.errors import CaseTableError, DatasetError, ImageError, nearest
 from nnunet_qa.files import make_folder, storage_error, write_json
 from nnunet_qa.progress import track
 
@@ -121,8 +121,8 @@ def inject(
     Raises:
         DatasetError: the target is the source, is there already or is no injected dataset; the source is incomplete; a
             case of the ranking is not in its pool or has no prediction; the folds do not fit.
-        ImageError: a prediction does not fit its image (see `LabelChecker.check`).
-        CaseTableError: cases.csv does not know a case.
+        ImageError: a prediction is empty, or does not fit its image (see `LabelChecker.check`).
+        CaseTableError: cases.csv does not know a case, or a case of the ranking is of a subject who has test cases.
         StorageError: a file could not be written; no raw dataset is left half-written.
     """
     place = _Place(raw=target_folder, preprocessed=target_preprocessed)
@@ -163,6 +163,7 @@ class _Plan:
         if both := sorted(set(self.annotated) & set(self.pool)):
             raise DatasetError(f'{folder}: the case "{both[0]}" is a training case and in the pool; remove one of them')
         self.source_table = self._source_table()
+        self.tested = self.source_table.of_tested_subjects()
         self.chosen = {case: self._taken(case) for case in self.ranking.index}
 
     def _source_table(self) -> CaseTable:
@@ -191,18 +192,25 @@ class _Plan:
                 f'{self.folder}: the case "{case}" of the ranking is not in its pool{nearest(case, self.pool)}; rank '
                 "the pool of this dataset"
             )
-        if case in self.source_table.case_ids(Role.TEST):
-            raise CaseTableError(f'{self.folder / CASES}: "{case}" is a test case; training on it would spoil the test')
+        if case in self.tested:
+            raise CaseTableError(
+                f'{self.folder / CASES}: "{case}" is a test case, or its subject has one; training on it would spoil '
+                "the test, so delete it from the ranking"
+            )
         label = self.predictions / f"{case}{self.ending}"
         if not label.is_file():
             raise DatasetError(f"{label}: not found; give the folder with the predictions that were ranked")
         return _Case(images=self.pool.pop(case), label=label)
 
     def check_predictions(self) -> None:
-        """Refuse predictions that do not fit their images, and annotated cases whose files are gone."""
+        """Refuse predictions that do not fit their images or are empty, and annotated cases whose files are gone."""
         checker = LabelChecker(self.dataset_json, next(iter(self.chosen.values())).images[0])
         for case in track(self.chosen.values(), "checking predictions", len(self.chosen)):
-            checker.check(case.images, case.label)
+            if not checker.check(case.images, case.label):
+                raise ImageError(
+                    f"{case.label}: is empty, and a network that trains on it learns to find nothing; delete its case "
+                    "from the ranking"
+                )
         for case in self.annotated.values():
             for path in (*case.images, case.label):
                 if not path.is_file():
@@ -240,11 +248,11 @@ class _Plan:
     def write(self, table: CaseTable, splits: list[Split] | None, about: dict[str, Any]) -> None:
         """Write every file of the new raw dataset; dataset.json is the last."""
         folder = self.place.unfinished
-        labels = make_folder(folder / LABELS)
+        labels, pseudo = make_folder(folder / LABELS), pseudo_labelled(table)
         cases = {}
         for case, own in {**self.annotated, **self.chosen}.items():
             label = _reference(own.label, self.place.raw)
-            if case in pseudo_labelled(table):
+            if case in pseudo:
                 shutil.copyfile(own.label, labels / f"{case}{self.ending}")
                 label = f"{LABELS}/{case}{self.ending}"
             cases[case] = {"images": [_reference(path, self.place.raw) for path in own.images], "label": label}

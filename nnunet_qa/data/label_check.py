@@ -44,12 +44,15 @@ class LabelChecker:
                 f"{example}: nnU-Net has no reader for it; check the image and file_ending in dataset.json"
             ) from error
 
-    def check(self, images: Sequence[Path], label: Path) -> None:
+    def check(self, images: Sequence[Path], label: Path) -> bool:
         """Check one case.
 
         Args:
             images: files of its channels, in order.
             label: file of its label.
+
+        Returns:
+            Whether the label holds anything but background.
 
         Raises:
             ImageError: a file cannot be read; channels are missing; intensities are not finite; the label has another
@@ -83,6 +86,7 @@ class LabelChecker:
             )
         check_label_values(mask.astype(np.int64), self.allowed, str(label))
         self._warn_of_position(about_image, about_mask, label)
+        return bool(mask.any())
 
     def _read(self, paths: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
         for path in paths:

@@ -81,7 +81,7 @@ def _parse(path: Path, content: bytes) -> LabelSeries:
             "the file again"
         )
     labels = np.frombuffer(content, kind, count, start).reshape(frames, slices, rows, columns)
-    if slope not in (0, 1) or (slope == 1 and intercept != 0):
+    if math.isfinite(slope) and slope != 0 and (slope, intercept) != (1, 0):
         labels = labels * slope + intercept
     x, y, z, time = (size if math.isfinite(size) and size > 0 else None for size in pixdim[:4])
     scale = _MILLIMETRES.get(units & 7, 1.0)

@@ -29,7 +29,8 @@ def pairwise_dice(folders: Sequence[Path], *, protocol: Protocol, jobs: int = 1)
 
     Returns:
         One row a case, sorted: `case_id`; `pairwise_dice` in [0, 1], the mean over classes, where a class that both of
-        a pair leave empty counts 1; and `pairwise_dice_<class>`.
+        a pair leave empty counts 1; `union_voxels`, how many voxels any member gives to a class, 0 where all are empty
+        and so agree; and `pairwise_dice_<class>`.
 
     Raises:
         DatasetError: there are fewer than two folders, one is missing or empty, or a case is not in all of them.
@@ -58,7 +59,9 @@ def _row(case: str, paths: list[Path], protocol: Protocol) -> dict[str, object]:
     found = [overlaps(one, other, classes=protocol.classes) for one, other in combinations(maps, 2)]
     dice = {name: float(np.mean([pair[name].dice() for pair in found])) for name in protocol.classes}
     means = {f"pairwise_dice_{name}": value for name, value in dice.items()}
-    return {"case_id": case, "pairwise_dice": float(np.mean(list(dice.values()))), **means}
+    values = sorted({value for each in protocol.classes.values() for value in each})
+    union = int(np.count_nonzero(np.any([np.isin(one, values) for one in maps], axis=0)))
+    return {"case_id": case, "pairwise_dice": float(np.mean(list(dice.values()))), "union_voxels": union, **means}
 
 
 def _common_cases(folders: Sequence[Path], ending: str) -> list[str]:

@@ -32,6 +32,7 @@ from nnunet_qa.experiments.semi_qc_cells import (
     crf_predictions,
     measured_cases,
     prepare_injected,
+    without_empty,
     write_measures,
 )
 from nnunet_qa.experiments.semi_qc_choices import Choice, chosen_units
@@ -281,6 +282,7 @@ class SemiQCExperiment:
         predictions = source.cell.folder / POOL
         if crf:
             predictions = crf_predictions(cell, source, trials=self.protocol.crf_trials)
+        ranking = without_empty(ranking, predictions, holdout.dataset_json)
         dice = case_dice(predictions, self.truths(), ranking["case_id"].tolist(), holdout.dataset_json)
         write_csv(cell.folder / RANKING, ranking.assign(dice=ranking["case_id"].map(dice)))
         prepare_injected(cell, half, ranking, predictions)

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from nnunet_qa.data.images import holds_volumes, read_array
 from nnunet_qa.data.inject import inject
 from nnunet_qa.environment import FOLDERS
 from nnunet_qa.evaluation.per_image import evaluate_images
@@ -57,6 +59,14 @@ def prepare_injected(cell: Cell, half: Training, ranking: pd.DataFrame, predicti
     cell.step("inject", work)
     data = ("-d", holdout.number, "-c", holdout.configuration, "-plans_name", half.plans, "-np", str(half.jobs))
     cell.call("preprocess", "nnUNetv2_preprocess", *data)
+
+
+def without_empty(ranking: pd.DataFrame, predictions: Path, dataset_json: dict[str, Any]) -> pd.DataFrame:
+    """The ranking without empty predictions, which no injection takes; all of it where every one is empty."""
+    ending, volumes = dataset_json["file_ending"], holds_volumes(dataset_json)
+    paths = [predictions / f"{case}{ending}" for case in ranking["case_id"]]
+    found = np.array([read_array(path, volumes=volumes).any() for path in paths])
+    return ranking[found] if found.any() else ranking
 
 
 def crf_predictions(cell: Cell, source: Training, *, trials: int) -> Path:

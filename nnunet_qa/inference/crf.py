@@ -162,7 +162,7 @@ def _mean_field(
 ) -> np.ndarray:
     classes = probabilities.shape[0]
     flat = probabilities.reshape(classes, -1)
-    crf = _library().DenseCRF(flat.shape[1], classes)
+    crf = library().DenseCRF(flat.shape[1], classes)
     crf.setUnaryEnergy(np.ascontiguousarray(-np.log(np.clip(flat, _LEAST, 1.0)), dtype=np.float32))
     place = np.indices(probabilities.shape[1:]).reshape(len(spacing), -1) * np.array(spacing)[:, None]
     intensity = grey.reshape(len(grey), -1) / settings.intensity_sd
@@ -181,7 +181,12 @@ def _penalty(weight: float, compatibility: tuple[tuple[float, ...], ...] | None)
     return weight if compatibility is None else weight * np.array(compatibility, dtype=np.float32)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The module of pydensecrf2; called early, it says before hours of work that there is none.
+
+    Raises:
+        DependencyError: pydensecrf2 is not installed.
+    """
     try:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:

@@ -23,7 +23,7 @@ from nnunet_qa.data.nifti import check_nifti
 from nnunet_qa.errors import CRFError, DatasetError, ImageError
 from nnunet_qa.evaluation.segmentation import ignore_value
 from nnunet_qa.files import clear, remove_leftovers, replacing, write_json
-from nnunet_qa.inference.crf import CRFSettings, labels_of, refine
+from nnunet_qa.inference.crf import CRFSettings, labels_of, library, refine
 from nnunet_qa.progress import track
 
 SETTINGS = "crf.json"
@@ -185,6 +185,8 @@ def apply_folder(
         DependencyError: pydensecrf2 is not installed.
         StorageError: a file could not be written.
     """
+    if not settings.does_nothing:
+        library()
     reader = CaseReader.of(dataset_json, source)
     found = probability_files(probabilities)
     known = case_images(images, reader.file_ending)

@@ -24,11 +24,12 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.existing import read_dataset_json
 from nnunet_qa.data.images import check_label_values, check_same_grid, label_values
 from nnunet_qa.data.paths import raw_dataset_folder
+from nnunet_qa.data.splits import pseudo_labelled
 from nnunet_qa.errors import CRFError, DatasetError
 from nnunet_qa.evaluation.failure_detection import bootstrap_interval
 from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value, overlaps
 from nnunet_qa.files import write_csv
-from nnunet_qa.inference.crf import CRFSettings, Mode, labels_of, refine
+from nnunet_qa.inference.crf import CRFSettings, Mode, labels_of, library, refine
 from nnunet_qa.inference.crf_folder import CaseReader, CRFCase, probability_files
 from nnunet_qa.progress import track
 
@@ -151,9 +152,7 @@ def _not_for_tuning(table: CaseTable | None) -> dict[str, str]:
         return {}
     frame = table.frame
     refused = dict.fromkeys(frame["case_id"][frame["role"] == Role.TEST.value], "a test case")
-    if "label_source" in frame.columns:
-        refused |= dict.fromkeys(frame["case_id"][frame["label_source"] == "pseudo"], "a pseudo-label")
-    return refused
+    return refused | dict.fromkeys(pseudo_labelled(table), "a pseudo-label")
 
 
 def drawn_settings(rng: np.random.Generator, *, mode: Mode, pixel: float) -> CRFSettings:
@@ -195,9 +194,11 @@ def tune(
 
     Raises:
         CRFError: as `CaseReader`.
+        DependencyError: pydensecrf2 is not installed.
         ImageError: a file cannot be read, or a label map does not fit its image.
         StorageError: the table could not be written.
     """
+    library()
     pixel = _pixel(cases, reader)
     wanted = [CRFSettings(mode=mode, gaussian_weight=0, bilateral_weight=0)]
     wanted += [drawn_settings(np.random.default_rng([seed, n]), mode=mode, pixel=pixel) for n in range(1, trials + 1)]

@@ -140,8 +140,7 @@ def _sources(files: Mapping[str, Path], cases: CaseTable | None) -> list[_Source
             _Source(acquisition_id=name, subject_id=name if name == _stem(path) else path.parent.name, series=path)
             for name, path in files.items()
         ]
-    table = cases.frame
-    table = table.assign(stack=table["stack_id"].where(table["stack_id"] != "", table["subject_id"]))
+    table = cases.frame.assign(stack=cases.frame["case_id"].map(cases.acquisitions()))
     by_frame = table[table["frame_index"].notna()]
     stack_of = dict(zip(by_frame["case_id"], by_frame["stack"], strict=True))
     subjects = {key: row.subject_id for row in table.itertuples() for key in (row.case_id, row.stack)}
@@ -215,20 +214,10 @@ def _from_frames(source: _Source, scheme: LabelScheme, spacing: Spacing | None) 
 
 
 def _complete(source: _Source) -> list[Path]:
-    """The files of frames 0, 1, 2, …, of which none may be missing or there twice."""
+    """The files of all frames, of which none may be missing; see `check_frames`."""
+    check_frames(source.acquisition_id, [frame.index for frame in source.frames])
     paths = []
-    for expected, frame in enumerate(source.frames):
-        if frame.index < expected:
-            before = source.frames[expected - 1].case_id
-            raise CurveError(
-                f"{source.acquisition_id}: frame {frame.index} is there more than once (cases {before} and "
-                f"{frame.case_id}); correct frame_index in the case table"
-            )
-        if frame.index > expected:
-            raise CurveError(
-                f"{source.acquisition_id}: frame {expected} is missing in the case table (the next is {frame.index}); "
-                "a series needs all frames from 0"
-            )
+    for frame in source.frames:
         if frame.path is None:
             raise CurveError(
                 f"{source.acquisition_id}: frame {frame.index} is missing: there is no label file of the case "
@@ -236,6 +225,35 @@ def _complete(source: _Source) -> list[Path]:
             )
         paths.append(frame.path)
     return paths
+
+
+def check_frames(name: str, indices: Sequence[int | None]) -> None:
+    """Refuse an acquisition whose frames are not numbered 0, 1, 2, …, in whatever order they stand.
+
+    Args:
+        name: of the acquisition, for the error text.
+        indices: `frame_index` of each of its cases, None where the case table has none.
+
+    Raises:
+        CurveError: a frame has no number, is there more than once or is missing, or there are fewer than two.
+    """
+    numbers = sorted(index for index in indices if index is not None)
+    if len(numbers) < len(indices):
+        raise CurveError(f"{name}: a frame has no number; give frame_index for each of its cases in the case table")
+    for expected, index in enumerate(numbers):
+        if index < expected:
+            raise CurveError(
+                f"{name}: frame {index} is there more than once; correct frame_index (or stack_id) in the case table"
+            )
+        if index > expected:
+            raise CurveError(
+                f"{name}: frame {expected} is missing in the case table (the next is {index}); a series needs all "
+                "frames from 0"
+            )
+    if len(numbers) < 2:
+        raise CurveError(
+            f"{name}: has {len(numbers)} frame(s), which make no curve; give the whole series with its frame_index"
+        )
 
 
 def _read(path: Path) -> LabelSeries:

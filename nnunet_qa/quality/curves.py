@@ -41,6 +41,18 @@ class LabelScheme:
     end_diastole: EndDiastole
 
     @classmethod
+    def parse(cls, text: str) -> LabelScheme:
+        """The scheme that a text means: the name of one, or structures with their values, see `custom`.
+
+        Raises:
+            SelectionError: as `named` and `custom`.
+
+        >>> LabelScheme.parse("acdc").name, LabelScheme.parse("lv=1,rv=3").name
+        ('acdc', 'custom')
+        """
+        return cls.custom(text) if "=" in text else cls.named(text)
+
+    @classmethod
     def named(cls, name: str) -> LabelScheme:
         """A scheme by its name.
 

@@ -69,8 +69,7 @@ def labels_by_dice(path: Path, *, below: float, cases: CaseTable | None = None) 
     table = read_dice(path, CodeThresholds())
     acquisitions = table["case_id"]
     if cases is not None:
-        known = cases.frame["stack_id"].where(cases.frame["stack_id"] != "", cases.frame["subject_id"])
-        acquisitions = acquisitions.map(dict(zip(cases.frame["case_id"], known, strict=True)))
+        acquisitions = acquisitions.map(cases.acquisitions())
         if acquisitions.isna().any():
             case = table.loc[acquisitions.isna(), "case_id"].iloc[0]
             raise SelectionError(f'{path}: the case "{case}" is not in the case table; take that of the same dataset')

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import Unit
-from nnunet_qa.errors import SelectionError, nearest
+from nnunet_qa.errors import FloorError, SelectionError, nearest
 from nnunet_qa.selection.queue import candidates, check_limits
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ def best_in_class(
         floor: none below this is taken.
         unit: rank single cases, or acquisitions, of which all unlabelled frames are taken together.
         cases: case table of the dataset. It gives the subjects, the acquisitions and, because it is newer than the
-            scores, the roles: only unlabelled cases are candidates. None makes every case a subject of its own.
+            scores, the roles: only unlabelled cases are candidates, and a warning is logged where cases are left out
+            because their subject has test cases. None makes every case a subject of its own.
         aggregate: the score of an acquisition is that of its worst frame, or the mean over its frames.
 
     Returns:
@@ -157,6 +158,8 @@ def best_in_class(
         roles=None if cases is None else (Role.UNLABELLED.value,),
         cases=cases,
     )
+    if cases is not None:
+        rows = _without_tested_subjects(rows, cases)
     rows = rows.assign(floor=rows[FIRST] if FIRST in rows.columns else rows["score"])
     missing = ~np.isfinite(rows[["score", "floor"]].astype(float)).all(axis=1)
     if missing.any():
@@ -173,11 +176,22 @@ def best_in_class(
     return rows.sort_values(["rank", "case_id"], ignore_index=True)[list(COLUMNS)]
 
 
+def _without_tested_subjects(rows: pd.DataFrame, cases: CaseTable) -> pd.DataFrame:
+    tested = rows["case_id"].isin(cases.of_tested_subjects())
+    if tested.any():
+        logger.warning(
+            "%d pool cases are left out, for their subjects have test cases, which training on them would spoil (%s)",
+            tested.sum(),
+            ", ".join(sorted(set(rows.loc[tested, "subject_id"]))),
+        )
+    return rows[~tested]
+
+
 def _limited(units: pd.DataFrame, *, number: int, per_subject: int | None, floor: float | None) -> pd.DataFrame:
     """The best units with their ranks."""
     good = units if floor is None else units[units["floor"] >= floor]
     if good.empty:
-        raise SelectionError(
+        raise FloorError(
             f"nothing selected: no prediction reaches the floor {floor:g} (scores go from {units['floor'].min():.4g} "
             f"to {units['floor'].max():.4g}); lower it"
         )

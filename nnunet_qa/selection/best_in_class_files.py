@@ -37,8 +37,8 @@ def read_estimators(files: Mapping[Estimator, Path], cases: CaseTable) -> dict[s
         cases: case table of the dataset that was predicted; it gives the frames of each acquisition.
 
     Returns:
-        Values by case, in the estimators' own units; a value of an acquisition counts for each of its frames, and Q of
-        an empty prediction as 0.
+        Values by case, in the estimators' own units; a value of an acquisition counts for each of its frames, and Q or
+        the pairwise Dice of an empty prediction as 0.
 
     Raises:
         SelectionError: a file is missing, wrong, or they have no unlabelled case in common.
@@ -99,7 +99,7 @@ def read_ranking(path: Path, *, dataset: str) -> pd.DataFrame:
 def _values(estimator: Estimator, path: Path, cases: CaseTable) -> pd.Series:
     """Values of one estimator by case."""
     if estimator is Estimator.Q:
-        key, values = "case_id", _agreement(path)
+        key, values = "case_id", _agreement(read_quality(path).set_index("case_id"), "q", path)
     else:
         key, column, command, bounds = _SOURCES[estimator]
         table = _csv(path, command, text=(key,))
@@ -111,7 +111,8 @@ def _values(estimator: Estimator, path: Path, cases: CaseTable) -> pd.Series:
         if wrong.any():
             name, value = table.loc[wrong, [key, column]].iloc[0]
             raise SelectionError(f'{path}: "{name}" has {column} = {value:g}, which is not between 0 and 1')
-        values = table.set_index(key)[column]
+        table = table.set_index(key)
+        values = _agreement(table, column, path) if estimator is Estimator.ENSEMBLE else table[column]
     acquisitions = cases.acquisitions()
     known = set(acquisitions.values() if key == "acquisition_id" else acquisitions)
     for name in values.index:
@@ -125,15 +126,14 @@ def _values(estimator: Estimator, path: Path, cases: CaseTable) -> pd.Series:
     return pd.Series({case: values[own] for case, own in acquisitions.items() if own in values.index})
 
 
-def _agreement(path: Path) -> pd.Series:
-    """Q by case; 0 where neither output finds anything, for Q calls that perfect agreement."""
-    table = read_quality(path).set_index("case_id")
+def _agreement(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """Values of an estimator; 0 where no output finds anything, for it calls that perfect agreement."""
     if "union_voxels" not in table.columns:
-        return table["q"]
+        return table[column]
     empty = table["union_voxels"] == 0
     if empty.any():
-        logger.warning("%s: %d empty predictions count as Q = 0", path, empty.sum())
-    return table["q"].mask(empty, 0.0)
+        logger.warning("%s: %d empty predictions count as %s = 0", path, empty.sum(), column)
+    return table[column].mask(empty, 0.0)
 
 
 def _csv(path: Path, command: str, *, text: tuple[str, ...]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_fit_keeps_subjects_for_the_test(base: Path) -> None:
     assert metrics["test"]["erroneous"] + metrics["validation"]["erroneous"] == 16
     assert description["structures"] == ["lv", "myocardium", "rv"]
     assert description["about"]["labels"] == str(base / "qc_labels.csv")
-    assert sorted(path.name for path in (base / "models").iterdir()) == ["lstm.json", "lstm.pt", "roc.png"]
+    assert sorted(path.name for path in (base / "models").iterdir()) == ["lstm.json", "lstm.pt", "lstm_roc.png"]
     loaded = load(base / "models" / "lstm.pt").settings()
     assert (loaded["epochs"], loaded["hidden"], loaded["frames"], loaded["folds"]) == (3, 8, 20, 2)
     assert load(base / "rules.pt").structures_ == ("lv", "rv")
@@ -88,7 +89,19 @@ def test_a_fit_without_a_test(base: Path, tmp_path: Path) -> None:
     assert list(metrics) == ["validation"]
     assert metrics["validation"]["n"] == 40
     assert metrics["validation"]["sensitivity"] == 1  # nothing else counts
-    assert not (tmp_path / "roc.png").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".png"] == []
+
+
+def test_the_share_that_is_kept_is_said(base: Path, tmp_path: Path) -> None:
+    fit = ("fit", "-i", base / "curves", "--labels", base / "qc_labels.csv", "--kind", "rules", "--test-share", 0.4)
+    said = run(*fit, "-o", tmp_path / "rules.pt").stderr
+    found = re.search(r"(\d+) of (\d+) subjects \((\d+)%\) are kept for the test; --test-share asked for 40%\.", said)
+    assert found is not None, said
+    kept, known, share = map(int, found.groups())
+    assert share == round(100 * kept / known)
+    assert share > 45  # a half
+    assert run(*fit, "-o", tmp_path / "others.pt").exit_code == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"rules_roc.png", "others_roc.png"}
 
 
 def test_a_model_is_not_replaced_by_mistake(base: Path) -> None:

@@ -82,7 +82,8 @@ def test_every_command_of_the_page(base: Path) -> None:
         assert result.exit_code == 0, (verb, arguments, result.exception)
         verbs.append(verb if group == "curve-classifier" else group)
     assert verbs == ["fit", "fit", "fit", "evaluate", "evaluate", "fit", "predict", "predict"]
-    for name in ("curve_classifier.pt", "curve_classifier.json", "roc.png", "evaluation/roc.png", "logistic.pt"):
+    fitted = {f"curve_classifier{ending}" for ending in (".pt", ".json", "_roc.png")}
+    for name in (*fitted, "evaluation/roc.png", "logistic.pt"):
         assert (base / name).is_file()
     found = json.loads((base / "evaluation" / "curve_evaluation.json").read_text())["classifiers"]
     assert list(found) == ["curve_classifier", "logistic", "rules"]

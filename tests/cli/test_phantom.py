@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_true_curves_beside_the_images(tmp_path: Path) -> None:
     ascending = curves[curves["structure"] == "ascending_aorta"]
     np.testing.assert_allclose(ascending["value"], areas, atol=1.6**2 / 2)
     assert set(ascending["acquisition_id"]) == {"1000002_ao"}
-    assert set(ascending["unit"]) == {"mm2"}
+    assert set(ascending["unit"]) == {"mm²"}
     np.testing.assert_allclose(np.diff(ascending["time_s"]), labels.header.get_zooms()[3], rtol=1e-5)
     assert areas.max() < 1.1 * areas.min()  # stiff
 
@@ -90,6 +91,18 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "1000002").exists()  # nothing of the old seed is left
     elsewhere = run_command(phantom, "phantom", "cine", "-o", tmp_path, "--overwrite")
     assert "holds something else" in str(elsewhere.exception)
+
+
+def test_cycles_of_other_masks_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pairs(tmp_path, "p1")
+    shutil.copytree(tmp_path / "labels", tmp_path / "others")
+    monkeypatch.chdir(tmp_path)
+    options = ("phantom", "cycle", "-i", "images", "-o", "out", "--frames", 3)
+    assert run_command(phantom, *options, "-l", "labels").exit_code == 0
+    monkeypatch.chdir(tmp_path / "images")  # the same folders under other names
+    moved = ("phantom", "cycle", "-i", ".", "-o", "../out", "--frames", 3)
+    assert "1 were there already" in run_command(phantom, *moved, "-l", "../labels").stderr
+    assert isinstance(run_command(phantom, *moved, "-l", "../others").exception, PhantomError)
 
 
 def test_subjects_of_a_dataset_are_those_of_the_folder() -> None:

@@ -10,6 +10,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_qa.data.bank import LOCATIONS, Bank, JoinedDataset, foreground_locations
 from nnunet_qa.errors import DatasetError
 
+GROUPS = (2, (1, 2), 3)
+
 
 def label_map(value: int) -> np.ndarray:
     labels = np.zeros((1, 2, 3, 4), np.int16)
@@ -25,7 +27,9 @@ def filled(folder: Path, rounds: int = 1) -> Bank:
         bank.begin(number)
         bank.add(number, "P1", label_map(number))
         bank.add(number, "P2", label_map(1))
-        bank.finish(number, pd.DataFrame({"case_id": ["P1", "P2"], "q": [0.9, 0.2], "chosen": [True, False]}))
+        bank.finish(
+            number, pd.DataFrame({"case_id": ["P1", "P2"], "q": [0.9, 0.2], "chosen": [True, False]}), groups=GROUPS
+        )
     return bank
 
 
@@ -45,7 +49,7 @@ def test_a_round_keeps_the_chosen_label_maps_and_the_whole_ranking(tmp_path: Pat
     assert bank.cases(1) == ["P1"]
     assert bank.ranking(1)["case_id"].tolist() == ["P1", "P2"]
     assert np.array_equal(bank.labels(1, "P1")[:], label_map(1))
-    assert sorted(path.name for path in bank.round(1).iterdir()) == ["P1.b2nd", "ranking.csv"]
+    assert sorted(path.name for path in bank.round(1).iterdir()) == ["P1.b2nd", "P1.npz", "ranking.csv"]
 
 
 def test_values_beyond_a_byte_are_kept(tmp_path: Path) -> None:
@@ -58,27 +62,29 @@ def test_a_round_that_broke_off_is_not_there_and_can_be_done_again(tmp_path: Pat
     bank.add(2, "P9", label_map(1))
     assert not bank.round(2).exists()
     bank.begin(2)
-    bank.finish(2, pd.DataFrame({"case_id": ["P2"], "chosen": [False]}))
+    bank.finish(2, pd.DataFrame({"case_id": ["P2"], "chosen": [False]}), groups=GROUPS)
     assert [path.name for path in bank.round(2).iterdir()] == ["ranking.csv"]
 
 
-def test_a_resume_forgets_later_rounds_and_misses_earlier_ones(tmp_path: Path) -> None:
+def test_a_resume_misses_earlier_rounds_and_the_next_round_forgets_later_ones(tmp_path: Path) -> None:
     bank = filled(tmp_path, 3)
     bank.begin(4)
-    bank.keep(1)
+    bank.check(3)  # leaves everything where it is: the training may be started by mistake
+    assert len(list(bank.folder.iterdir())) == 4
+    bank.forget(1)
     assert [path.name for path in bank.folder.iterdir()] == ["round_001"]
-    bank.keep(1)
+    bank.check(1)
     with pytest.raises(DatasetError, match=r"round_002: the pseudo-labels of round 2 are missing"):
-        bank.keep(2)
+        bank.check(2)
     assert bank.cases(1) == ["P1"]
-    bank.keep(0)
+    bank.forget(0)
     assert not list(bank.folder.iterdir())
 
 
 def test_the_joined_dataset_gives_each_case_from_where_it_lies(tmp_path: Path) -> None:
     annotated = preprocessed(tmp_path / "annotated", {"A": 5, "B": 6})
     pool = preprocessed(tmp_path / "pool", {"P1": 7, "P2": 8})
-    joined = JoinedDataset(annotated, pool, filled(tmp_path, 2), 2, groups=[2, (1, 2), 3])
+    joined = JoinedDataset(annotated, pool, filled(tmp_path, 2), 2, groups=GROUPS)
     assert list(joined.identifiers) == ["A", "B", "P1"]
     image, labels, previous, properties = joined.load_case("B")
     assert (image[:] == 6).all()

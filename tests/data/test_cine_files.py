@@ -12,9 +12,10 @@ import SimpleITK as sitk
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.cine_files import cycle_of_pair, geometry, pair_names, whole_numbers, write_frames, write_nifti
 from nnunet_qa.data.cine_phantom import Cine, aortic_cine, short_axis_cine
+from nnunet_qa.data.images import Geometry
 from nnunet_qa.errors import DatasetError, ImageError
 from tests.data.test_cine_warp import discs
-from tests.small import write_tiny
+from tests.small import GEOMETRY, write_tiny
 
 
 def draw(seed: int = 0, frames: int = 5) -> Cine:
@@ -173,3 +174,28 @@ def test_pairs_from_files(tmp_path: Path) -> None:
         pair_names(images)
     with pytest.raises(ImageError, match="holds no files"):
         pair_names(tmp_path)
+
+
+def test_pairs_of_another_spacing_or_size_are_refused(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    parts = {"ED": discs(26.0), "ES": discs(15.0)}
+    for phase, (image, mask) in parts.items():
+        write_tiny(images / f"p1_{phase}.nii.gz", image.astype(np.float32), exactly=True)
+        write_tiny(labels / f"p1_{phase}.nii.gz", mask.astype(np.uint8), exactly=True)
+    other = Geometry((0.5, 0.6, 2.0), GEOMETRY.origin, GEOMETRY.direction)
+    for folder, number in ((images, 0), (labels, 1)):
+        path, array = folder / "p1_ES.nii.gz", parts["ES"][number].astype(np.uint8)
+        write_tiny(path, array, other, exactly=True)
+        with pytest.raises(
+            ImageError, match=r"p1_ES\.nii\.gz: has the spacing 2 × 0\.6 × 0\.5 mm, the ED image 2 × 0\.5 × 0\.5 mm;"
+        ):
+            cycle_of_pair(images, labels, "p1", frames=3)
+        assert cycle_of_pair(images, labels, "p1", frames=3, spacing=(2.0, 0.5, 0.5)).spacing == (2.0, 0.5, 0.5)
+        write_tiny(path, array[:, :-1], exactly=True)
+        with pytest.raises(ImageError, match=r"^p1: the ES image has shape"):
+            cycle_of_pair(images, labels, "p1", frames=3)
+        write_tiny(path, array, exactly=True)
+    for folder, number in ((images, 0), (labels, 1)):
+        write_tiny(folder / "p1_ES.nii.gz", parts["ES"][number][:, :-1].astype(np.uint8), exactly=True)
+    with pytest.raises(ImageError, match=r"^p1: slices at ED have .* pixels and at ES"):
+        cycle_of_pair(images, labels, "p1", frames=3)

@@ -289,3 +289,20 @@ def test_a_killed_run_is_cleared_away(base: Path) -> None:
     (left.parent / "dataset.json").touch()
     run(base, "S4_a")
     assert [path.name for path in (base / "nnUNet_raw" / TARGET / "labelsPseudo").iterdir()] == ["S4_a.png"]
+
+
+def test_an_empty_prediction_is_refused(base: Path) -> None:
+    write_tiny(base / "predictions" / "S4_b.png", np.zeros((6, 8), np.uint8))
+    before = snapshot(base)
+    with pytest.raises(ImageError, match=r"predictions/S4_b\.png: is empty, .* delete its case from the ranking$"):
+        run(base, "S4_a", "S4_b")
+    assert snapshot(base) == before
+
+
+def test_a_subject_who_is_tested_is_never_trained_on(base: Path) -> None:
+    path = base / "nnUNet_raw" / NAME / "cases.csv"
+    rows = CaseTable.read(path).frame
+    CaseTable(rows.assign(subject_id=rows["subject_id"].replace("S9", "S4"))).write(path)
+    with pytest.raises(CaseTableError, match=r'cases\.csv: "S4_a" is a test case, or its subject has one'):
+        run(base, "S4_a")
+    assert run(base, "S1_b").pseudo == 1

@@ -43,6 +43,15 @@ def test_nifti_2_scaling_and_units(tmp_path: Path) -> None:
     assert series.frame_time == pytest.approx(0.04)
 
 
+@pytest.mark.parametrize("slope", [0.0, np.nan])
+def test_no_valid_slope_is_no_scaling(tmp_path: Path, slope: float) -> None:
+    path = write_nifti(tmp_path / "a.nii", heart())
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, 3.0], "<f4").tobytes()
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_nifti_series(path).labels, heart())
+
+
 def test_a_volume_is_one_frame_and_a_picture_one_slice(tmp_path: Path) -> None:
     labels = heart()[0]
     series = read_nifti_series(write_nifti(tmp_path / "a.nii.gz", labels))

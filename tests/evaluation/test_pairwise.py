@@ -51,3 +51,14 @@ def test_what_makes_no_pair(tmp_path: Path) -> None:
     wide = member(tmp_path / "4", 4, "a", shape=(6, 9))
     with pytest.raises(ImageError, match=r"4/a.png: has shape \(6, 9\)"):
         pairwise_dice([other, wide], protocol=PROTOCOL)
+
+
+def test_empty_predictions_show_in_the_union(tmp_path: Path) -> None:
+    first, other = np.zeros((6, 8), np.uint8), np.zeros((6, 8), np.uint8)
+    first[1, :3], other[1, 2:7] = 1, 2  # 7 voxels between them
+    for folder, picture in (("1", first), ("2", other)):
+        write_tiny(tmp_path / folder / "a.png", picture)
+        write_tiny(tmp_path / folder / "empty.png", np.zeros((6, 8), np.uint8))
+    found = pairwise_dice([tmp_path / "1", tmp_path / "2"], protocol=PROTOCOL).set_index("case_id")
+    assert found["union_voxels"].to_dict() == {"a": 7, "empty": 0}
+    assert found["pairwise_dice"].to_dict() == {"a": 0.0, "empty": 1.0}

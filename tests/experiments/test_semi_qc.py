@@ -17,6 +17,7 @@ from nnunet_qa.errors import CurveError, DatasetError, SelectionError
 from nnunet_qa.experiments import semi_qc_curves
 from nnunet_qa.experiments.semi_qc import BEST, BY, CRF, FULL, HALF, METRICS, RANDOM, RANKING, TWO, Protocol
 from nnunet_qa.experiments.semi_qc import SemiQCExperiment as Experiment
+from nnunet_qa.experiments.semi_qc_cells import without_empty
 from nnunet_qa.experiments.semi_qc_choices import SCORES, Choice
 from nnunet_qa.experiments.semi_qc_curves import LEARNT, simulated
 from nnunet_qa.quality.codes import CodeThresholds
@@ -35,6 +36,7 @@ from tests.experiments.semi_qc_stand_ins import (
     write_hearts,
 )
 from tests.phantom import run as run_command
+from tests.small import write_tiny
 from tests.small_cine import SPACING
 
 Q, CODE, ORACLE = BY[Choice.Q], BY[Choice.CODE], BY[Choice.ORACLE]
@@ -333,6 +335,15 @@ def test_an_arm_or_frames_that_are_not_there_are_refused_at_once(source: Path, t
     with pytest.raises(DatasetError, match=r"cases\.csv: no case is labelled"):
         experiment_on(bare, tmp_path / "out").check([0])
     assert not (tmp_path / "out").exists()
+
+
+def test_empty_predictions_do_not_join(tmp_path: Path) -> None:
+    ranking = pd.DataFrame({"case_id": ["a", "b"], "score": [1.0, 0.5]})
+    for case, value in (("a", 0), ("b", 2)):
+        write_tiny(tmp_path / f"{case}.png", np.full((4, 4), value, np.uint8))
+    about = {"file_ending": ".png"}
+    assert without_empty(ranking, tmp_path, about)["case_id"].tolist() == ["b"]
+    assert without_empty(ranking[:1], tmp_path, about)["case_id"].tolist() == ["a"]  # injecting it says what is wrong
 
 
 def test_a_finished_cell_is_not_run_again(done: tuple[Experiment, Commands]) -> None:

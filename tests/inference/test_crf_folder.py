@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from skimage.io import imread
 
-from nnunet_qa.errors import CRFError, DatasetError, ImageError, NnunetQAError
+from nnunet_qa.errors import CRFError, DatasetError, DependencyError, ImageError, NnunetQAError
 from nnunet_qa.inference import crf_folder
 from nnunet_qa.inference.crf import CRFSettings, Mode, labels_of, refine
 from nnunet_qa.inference.crf_folder import apply_folder
@@ -54,6 +55,15 @@ def test_masks_lie_where_the_images_do(tmp_path: Path, mode: Mode) -> None:
     assert overlap_of(before.argmax(0), truth) < 0.9
     assert overlap_of(array, truth) > 0.97
     assert json.loads((tmp_path / "refined" / "dataset.json").read_text())["labels"] == {"background": 0, "square": 1}
+
+
+def test_without_the_library_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shifted_dataset(tmp_path)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    with pytest.raises(DependencyError, match="needs pydensecrf2"):
+        apply(tmp_path, folder)
+    assert not (tmp_path / "refined").exists()
+    assert apply(tmp_path, folder, settings=CRFSettings(gaussian_weight=0, bilateral_weight=0)) == 1
 
 
 def test_pictures(tmp_path: Path) -> None:

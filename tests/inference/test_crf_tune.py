@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.images import read_volume
-from nnunet_qa.errors import CRFError, DatasetError, ImageError
+from nnunet_qa.errors import CRFError, DatasetError, DependencyError, ImageError
 from nnunet_qa.inference import crf_tune
 from nnunet_qa.inference.crf import CRFSettings, Mode, labels_of, refine
 from nnunet_qa.inference.crf_folder import CaseReader
@@ -177,6 +178,17 @@ def test_a_dataset_that_refers_to_its_images(base: Path) -> None:
     assert case.subject_id == "S1_0"
     with pytest.raises(CRFError, match=r"S0_0\.npz: is no annotated case"):
         tuning_cases("402", [base / "validation"])
+
+
+def test_without_the_library_nothing_is_read_or_written(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    monkeypatch.setattr(CaseReader, "image", never)
+    with pytest.raises(DependencyError, match="needs pydensecrf2"):
+        run(base)
+    assert not (base / "trials.csv").exists()
 
 
 def test_bad_input(base: Path) -> None:

@@ -12,7 +12,7 @@ from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.images import Geometry, write_image
 from nnunet_qa.errors import CurveError, ImageError, NnunetQAError
 from nnunet_qa.evaluation.clinical import measures
-from nnunet_qa.quality.curve_files import read_acquisitions, read_curves, write_curves
+from nnunet_qa.quality.curve_files import check_frames, read_acquisitions, read_curves, write_curves
 from nnunet_qa.quality.curves import SCHEMES, Acquisition, LabelScheme, acquisition_of
 from tests.small_cine import FRAME_TIME, SPACING, aorta, heart, write_nifti
 
@@ -138,10 +138,24 @@ def test_missing_and_repeated_frames_are_named(frames: Path) -> None:
     (frames / "frames" / "S1_fr008.nii.gz").unlink()
     with pytest.raises(CurveError, match="S1_sa: frame 3 is missing: there is no label file of the case S1_fr008;"):
         read(frames / "frames", cases=table(frames))
-    with pytest.raises(CurveError, match=r"S1_sa: frame 1 is there more than once \(cases S1_fr009 and S1_fr010\)"):
+    with pytest.raises(CurveError, match="S1_sa: frame 1 is there more than once; correct frame_index"):
         read(frames / "frames", cases=table(frames, S1_fr009=1))
     with pytest.raises(CurveError, match=r"S1_sa: frame 2 is missing in the case table \(the next is 3\)"):
         read(frames / "frames", cases=table(frames, S1_fr009=30))
+
+
+def test_frames_are_numbered_from_0() -> None:
+    check_frames("a", [2, 0, 1])  # in any order
+    for indices, said in (
+        ([0, 1, 1, 2], "frame 1 is there more than once"),
+        ([1, 2], r"frame 0 is missing in the case table \(the next is 1\)"),
+        ([0, 3], r"frame 1 is missing in the case table \(the next is 3\)"),
+        ([0, None, 1], "a frame has no number; give frame_index"),
+        ([0], r"has 1 frame\(s\), which make no curve"),
+        ([], r"has 0 frame\(s\)"),
+    ):
+        with pytest.raises(CurveError, match=f"^a: {said}"):
+            check_frames("a", indices)
 
 
 def test_frames_that_differ_are_named(frames: Path) -> None:

@@ -54,6 +54,15 @@ def test_schemes_go_by_their_names(name: str) -> None:
     assert LabelScheme.named(name) is SCHEMES[name]
 
 
+def test_a_text_is_a_name_or_a_scheme_of_your_own() -> None:
+    assert LabelScheme.parse("acdc") is SCHEMES["acdc"]
+    assert LabelScheme.parse("lv=1, rv=3") == LabelScheme.custom("lv=1,rv=3")
+    with pytest.raises(SelectionError, match='unknown label scheme "acd"'):
+        LabelScheme.parse("acd")
+    with pytest.raises(SelectionError, match='"lv=" is not structure=value'):
+        LabelScheme.parse("lv=")
+
+
 def test_an_unknown_scheme_is_named_with_the_nearest() -> None:
     with pytest.raises(
         SelectionError, match=r'unknown label scheme "ukb" \(did you mean "ukbb"\?\); schemes are ukbb,'

@@ -173,3 +173,18 @@ def test_mistakes(changes: dict[str, Any], text: str) -> None:
 def test_scores_of_another_dataset() -> None:
     with pytest.raises(CaseTableError, match=r'scored case "X_fr000" is not in cases.csv'):
         best_in_class(frame_scores(X=(1.0,)), number=1, cases=cine_table())
+
+
+def test_subjects_who_are_tested_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    table = CaseTable.from_rows(
+        {"case_id": case, "subject_id": case[0], "role": "test" if case == "A3" else "unlabelled"}
+        for case in ("A1", "A2", "A3", "B1", "C1")
+    )
+    assert table.of_tested_subjects() == {"A1", "A2", "A3"}
+    scores = pd.DataFrame({"case_id": ["A1", "A2", "B1", "C1"], "score": [0.9, 0.8, 0.4, 0.5]})
+    assert best_in_class(scores, number=2, cases=table)["case_id"].tolist() == ["C1", "B1"]
+    assert "2 pool cases are left out" in caplog.text
+    assert "(A)" in caplog.text
+    with pytest.raises(SelectionError, match="the best 3 cases were asked for, but the pool has only 2"):
+        best_in_class(scores, number=3, cases=table)

@@ -61,7 +61,16 @@ def test_an_empty_prediction_does_not_come_first(folder: Path, caplog: pytest.Lo
     table.to_csv(folder / "quality.csv", index=False)
     found = read_estimators({Estimator.Q: folder / "quality.csv"}, cine_table())["q"]
     assert found[found < 1].to_dict() == {"A1_fr001": 0.0}
-    assert "1 empty predictions count as Q = 0" in caplog.text
+    assert "1 empty predictions count as q = 0" in caplog.text
+    pd.DataFrame({"case_id": POOL, "pairwise_dice": 1.0, "union_voxels": [5] * 11 + [0]}).to_csv(
+        folder / "ensemble.csv", index=False
+    )
+    found = read_estimators({Estimator.ENSEMBLE: folder / "ensemble.csv"}, cine_table())["ensemble"]
+    assert found[found < 1].to_dict() == {POOL[-1]: 0.0}
+    assert "1 empty predictions count as pairwise_dice = 0" in caplog.text
+    codes = pd.read_csv(folder / "codes.csv").assign(union_voxels=0)
+    codes.to_csv(folder / "codes.csv", index=False)
+    assert (read_estimators({Estimator.CODE: folder / "codes.csv"}, cine_table())["code"] != 0).all()  # 0 is the best
 
 
 @pytest.mark.parametrize(

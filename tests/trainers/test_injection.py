@@ -16,9 +16,13 @@ from skimage.io import imread
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.bank import JoinedDataset
 from nnunet_qa.data.paths import raw_dataset_folder
-from nnunet_qa.errors import CaseTableError, ConfigError, DatasetError, SelectionError
+from nnunet_qa.errors import CaseTableError, ConfigError, CurveError, DatasetError, ModelError, SelectionError
+from nnunet_qa.quality.curve_classifier_file import save
+from nnunet_qa.quality.curve_rules import CurveRules
+from nnunet_qa.quality.table import read_quality
 from nnunet_qa.trainers import injection_estimators
 from tests.phantom import trainer_of, tree
+from tests.quality.easy_curves import heart
 from tests.trainers.semi import begin_epoch, copied, logs, regions_with_pool, seed, settings, started
 
 PLAIN: dict[str, Any] = {"qa_loss": {"enabled": False}}
@@ -61,6 +65,9 @@ def test_the_best_predictions_join_the_training_and_stock_nnunet_predicts(
     logged = trainer.logger.local_logger.my_fantastic_logging
     assert logged["injected_cases"] == [0, 2, 2]
     assert imread(Path(trainer.output_folder) / "progress.png").shape[0] == 5400 + 2 * 1800
+    trainer.perform_actual_validation()
+    scores = read_quality(Path(trainer.output_folder) / "quality.csv").set_index("case_id")
+    assert sorted(scores.index[scores["injected"].astype(bool)]) == injection.bank.cases(2)
     stock = nnUNetPredictor(use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"))
     stock.initialize_from_trained_model_folder(str(trainer.output_folder_base), (0,))
     (tmp_path / "stock").mkdir()
@@ -104,7 +111,9 @@ def test_the_loader_draws_pool_cases_with_the_predictions_as_labels(
             assert set(keys) <= set(validation.identifiers)
 
 
-def test_a_killed_training_keeps_bank_round_and_ranking(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
+def test_a_killed_training_keeps_bank_round_and_ranking(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path
+) -> None:
     first = injecting(qa_yaml, planned["2d"], number=2)
     with started(first):
         for epoch in (0, 1):
@@ -116,26 +125,26 @@ def test_a_killed_training_keeps_bank_round_and_ranking(planned: dict[str, str],
                 first.on_validation_epoch_end([first.validation_step(next(first.dataloader_val))])
             checkpoint = Path(first.output_folder) / "checkpoint_latest.pth"
             first.save_checkpoint(str(checkpoint))
+            at_checkpoint = first.injection.state() | {"losses": list(first.injection._losses)}
             first.on_epoch_end()
-        before = tree(first.injection.bank.folder)
+        before = tree(first.injection.bank.round(1))
         begin_epoch(first, 2)  # a second round, of which the checkpoint does not know; then the kill
         assert first.injection.rounds == 2
         first.injection.bank.begin(3)
     second = injecting(qa_yaml, planned["2d"], number=2)
     second.load_checkpoint(str(checkpoint))
-    assert second.injection.state() == {**first.injection.state(), "rounds": 1, "losses": second.injection._losses}
+    assert second.injection.state() == at_checkpoint
     with started(second):
         assert second.current_epoch == 2
-        assert tree(second.injection.bank.folder) == before
+        assert tree(second.injection.bank.round(1)) == before
         own, _ = second.get_tr_and_val_datasets()
         assert [case for case in own.identifiers if case.startswith("P")] == second.injection.bank.cases(1)
         begin_epoch(second, 2)
         assert second.injection.rounds == 2
+        assert [path.name for path in sorted(second.injection.bank.folder.iterdir())] == ["round_001", "round_002"]
     third = injecting(qa_yaml, planned["2d"], number=2)
     third.load_checkpoint(str(checkpoint))
-    for path in (Path(third.output_folder) / "pseudo_labels").iterdir():
-        path.rename(path.with_name("elsewhere"))
-        break
+    third.injection.bank.round(1).rename(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match=r"the pseudo-labels of round 1 are missing"):
         third.on_train_start()
 
@@ -157,12 +166,12 @@ def test_subjects_kept_for_validation_are_never_injected(
         begin_epoch(trainer, 1)
         assert trainer.injection.bank.cases(1) == POOL[1:]
         assert sorted(trainer.injection.bank.ranking(1)["case_id"]) == POOL[1:]
-    with pytest.raises(SelectionError, match=r"asks for 4 cases, but the pool has 3 of subjects"):
+    with pytest.raises(SelectionError, match=r"asks for 4 cases, but the pool has 3 that may"):
         injecting(qa_yaml, planned["2d"], number=4).on_train_start()
     everything = injecting(qa_yaml, planned["2d"], fold="all", number=4)  # has no validation of its own
     assert everything.injection.candidates() == POOL
     rename_cases(folder, subject_id=lambda case: validation[0][:2] if case.startswith("P") else case[:2])
-    with pytest.raises(SelectionError, match=r"every pool case is of a subject that this fold keeps"):
+    with pytest.raises(SelectionError, match=r"no pool case may be trained on"):
         injecting(qa_yaml, planned["2d"]).on_train_start()
 
 
@@ -187,12 +196,12 @@ def test_limits_are_settings(planned: dict[str, str], results: Path, qa_yaml: An
 def test_rounds_end_when_annotated_cases_get_worse(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
     trainer = injecting(qa_yaml, planned["2d"], number=2, stop_when_worse=True)
     with started(trainer):
-        trainer.logger.local_logger.my_fantastic_logging["val_losses"] += [-0.2, -0.1]
+        trainer.logger.local_logger.my_fantastic_logging["val_losses"] += [-0.2, -0.1]  # before the round, after it
         begin_epoch(trainer, 1)
         assert trainer.injection.rounds == 1
         begin_epoch(trainer, 2)
         assert trainer.injection.rounds == 1
-        assert "injection: no further rounds: the loss of annotated validation cases was -0.1500 after" in logs(trainer)
+        assert "injection: no further rounds: the loss of annotated validation cases was -0.1000 after" in logs(trainer)
         assert trainer.injection.state()["stopped"]
     trainer = injecting(qa_yaml, planned["2d"], number=2, stop_when_worse=True)
     with started(trainer):
@@ -268,7 +277,7 @@ def test_whole_acquisitions_are_ranked_by_their_curves(
         frame_index=lambda case: str(stacks[case][1]) if case in stacks else "",
     )
     judge = Judge({"A": 0.1, "B": 0.9})
-    monkeypatch.setattr(injection_estimators, "load_classifier", lambda path: judge)
+    monkeypatch.setattr(injection_estimators, "load_classifier", lambda path, **made_for: judge)
     own = {"weights": {"curves": 1.0}, "classifier": "some.pt", "unit": "acquisition", "scheme": "acdc"}
     # values 1 and 2 of the phantom are rv and myocardium there
     trainer = injecting(qa_yaml, planned["2d"], number=1, **own)
@@ -282,8 +291,124 @@ def test_whole_acquisitions_are_ranked_by_their_curves(
         labels = [trainer.injection.bank.labels(1, case)[0] for case in ("P0_c2", "P0_c0")]
         assert first.pixels["rv"][:, 0].tolist() == [(frame == 1).sum() for frame in labels]
         assert first.pixels["myocardium"][:, 0].tolist() == [(frame == 2).sum() for frame in labels]
-    with pytest.raises(SelectionError, match=r"asks for 3 acquisitions, but the pool has 2"):
+    with pytest.raises(SelectionError, match=r"asks for 3 acquisitions, but the pool has 2 that"):
         injecting(qa_yaml, planned["2d"], number=3, **own).on_train_start()
+
+
+CURVES: dict[str, Any] = {
+    "weights": {"curves": 1.0},
+    "classifier": "some.pt",
+    "unit": "acquisition",
+    "scheme": "lv=1,rv=2",
+}
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ({"P0_c1": 2}, r"A: frame 1 is missing"),
+        ({"P0_c1": 0}, r"A: frame 0 is there more than once"),
+        ({"P0_c0": None, "P0_c1": None}, r"A: "),
+    ],
+)
+def test_series_with_missing_or_repeated_frames_are_refused_at_the_start(
+    planned: dict[str, str],
+    results: Path,
+    qa_yaml: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    frames: dict[str, int | None],
+    message: str,
+) -> None:
+    folder = copied(planned["2d"], tmp_path / "copy", monkeypatch)
+    places: dict[str, int | None] = {"P0_c0": 0, "P0_c1": 1, "P0_c2": 0, "P0_c3": 1} | frames
+    rename_cases(
+        folder,
+        stack_id=lambda case: {"P0_c0": "A", "P0_c1": "A", "P0_c2": "B", "P0_c3": "B"}.get(case, ""),
+        frame_index=lambda case: "" if places.get(case) is None else str(places[case]),
+    )
+    monkeypatch.setattr(injection_estimators, "load_classifier", lambda path, **made_for: Judge({}))
+    with pytest.raises(CurveError, match=message):
+        injecting(qa_yaml, planned["2d"], **CURVES).on_train_start()
+
+
+def test_a_classifier_for_other_curves_is_refused_at_the_start(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = tmp_path / "rules.pt"
+    save(
+        CurveRules.without_labels([heart("a", np.random.default_rng(0))]), classifier, about={}
+    )  # of lv, myocardium and rv
+    made = {**CURVES, "classifier": str(classifier)}
+    with pytest.raises(ModelError, match=r"rules\.pt: was made for curves of"):
+        injecting(qa_yaml, planned["2d"], **made).on_train_start()
+    monkeypatch.setattr(injection_estimators, "load_classifier", lambda path, **made_for: Judge({}))
+    with pytest.raises(CurveError, match=r'"lv=1" does not know the label 2'):
+        injecting(qa_yaml, planned["2d"], **{**made, "scheme": "lv=1"}).on_train_start()
+    with pytest.raises(SelectionError, match=r'"ukb".*did you mean "ukbb"'):
+        injecting(qa_yaml, planned["2d"], **{**made, "scheme": "ukb"}).on_train_start()
+
+
+def test_tested_subjects_and_cases_that_are_not_unlabelled_are_no_candidates(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(planned["2d"], tmp_path / "copy", monkeypatch)
+    rename_cases(
+        folder,
+        subject_id=lambda case: "T0" if case == "P0_c0" else case[:2],
+        role=lambda case: {"T": "test", "P": "test" if case == "P0_c1" else "unlabelled"}.get(case[0], "labelled"),
+    )
+    trainer = injecting(qa_yaml, planned["2d"])
+    trainer.initialize()
+    assert trainer.injection.candidates() == []  # P0 has a test case now, and so has P0_c0's subject T0
+    rename_cases(folder, subject_id=lambda case: f"own_{case}" if case in ("P0_c2", "P0_c3") else case[:2])
+    trainer = injecting(qa_yaml, planned["2d"])
+    trainer.initialize()
+    assert trainer.injection.candidates() == ["P0_c2", "P0_c3"]
+
+
+def test_a_chosen_case_that_has_left_the_pool_is_told_at_the_start(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(planned["2d"], tmp_path / "copy", monkeypatch)
+    trainer = injecting(qa_yaml, planned["2d"], number=4)
+    with started(trainer):
+        begin_epoch(trainer, 1)
+    (folder / "imagesUn" / "P0_c2_0000.png").unlink()
+    second = injecting(qa_yaml, planned["2d"], number=2)
+    second.injection.load_state(trainer.injection.state())
+    with pytest.raises(DatasetError, match=r"the case P0_c2 was chosen in this round and may no longer"):
+        second.on_train_start()
+
+
+def test_a_start_by_mistake_leaves_the_bank(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
+    trainer = injecting(qa_yaml, planned["2d"], number=2)
+    with started(trainer):
+        begin_epoch(trainer, 1)
+        before = tree(trainer.injection.bank.folder)
+    with started(injecting(qa_yaml, planned["2d"], number=2)):
+        assert tree(trainer.injection.bank.folder) == before
+
+
+def test_pseudo_labels_of_another_training_teach_no_discriminator(
+    planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(planned["2d"], tmp_path / "copy", monkeypatch)
+    trainer = injecting(qa_yaml, planned["2d"])
+    trainer.initialize()
+    training, _ = trainer.do_split()
+    rename_cases(folder, label_source=lambda case: "pseudo" if case == training[0] else "human")
+    trainer = injecting(qa_yaml, planned["2d"])
+    trainer.initialize()
+    assert trainer.get_tr_and_val_datasets()[0].identifiers == sorted(training)
+    assert trainer.annotated_training_cases().identifiers == sorted(set(training) - {training[0]})
+
+
+def test_trainers_that_do_not_inject_say_so(planned: dict[str, str], results: Path, qa_yaml: Any) -> None:
+    injecting(qa_yaml, planned["2d"])
+    trainer = trainer_of(planned["2d"], "2d", 0, name="MeanTeacherTrainer")
+    assert "injection: enabled in qa.yaml and left out: MeanTeacherTrainer does not inject" in logs(trainer)
+    assert "left out: there is no pool" in logs(injecting(qa_yaml, planned["regions"]))
 
 
 def test_what_does_not_go_together_is_refused(
