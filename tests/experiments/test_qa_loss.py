@@ -90,7 +90,7 @@ def test_every_arm_sees_the_same_cases_and_none_the_labels_of_the_others(
         counts = [record[name] for name in ("pool", "unlabelled", "validation", "test")]
         assert counts == [len(pool), len(unlabelled), 2, 6]
     ran = [command for command, _ in commands.ran if command[0] == "nnUNetv2_train"]
-    assert len(ran) == len(experiment.runner.done()) == 11
+    assert len(ran) == len(experiment.runner.done()) == 12
     trainers = {command[command.index("-tr") + 1] for command in ran}
     assert trainers == {"QAsemiTrainer", "MeanTeacherTrainer", "CrossPseudoTrainer"}
     assert {settings["training"]["epochs"] for _, settings in commands.ran if "training" in settings} == {8}
