@@ -59,7 +59,7 @@ class Choice(str, Enum):
         if self is Choice.RANDOM:
             scores = _random(units, np.random.default_rng(cell.seed))
         elif self is Choice.ORACLE:
-            scores = dice
+            scores = dice.fillna(1.0)  # rightly empty
         else:
             file = predictions / QUALITY if self is Choice.Q else self._judged(experiment, cell, source)
             scores = goodness(self.value, read_estimators({Estimator(self.value): file}, table)[self.value])
