@@ -19,7 +19,7 @@ import torch
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.cine_files import write_frames
 from nnunet_qa.data.cine_phantom import DISEASES_SA, Cine, short_axis_cine
-from nnunet_qa.environment import set_up
+from nnunet_qa.environment import FOLDERS, set_up
 from nnunet_qa.evaluation.per_image import evaluate_images
 from nnunet_qa.experiments.budget import Budget
 from nnunet_qa.experiments.holdout import Holdout, Parts
@@ -79,9 +79,10 @@ def parts_of(cases: CaseTable, network: int, judged: int) -> Parts:
 
 def run(cell: Cell, folder: Path, *, network: int, judged: int, frames: int, device: str) -> dict[str, int]:
     """Draw the subjects of a seed, train one network, predict its subjects, keep curves and Dice."""
-    source = folder / "data" / f"seed_{cell.seed}" / "nnUNet_raw" / f"Dataset{790 + cell.seed}_CurveQC"
+    data = folder / "data" / f"seed_{cell.seed}"
+    source = data / "nnUNet_raw" / f"Dataset{790 + cell.seed}_CurveQC"
     if not (source / "dataset.json").is_file():
-        os.environ["nnUNet_raw"] = os.fspath(source.parent)
+        os.environ.update({name: os.fspath(data / name) for name in FOLDERS})
         stacks = Stacks(cell.seed, 1 + sum(TRAINED) + judged * len(TRAINED), frames)
         write_frames(source, stacks, labelled=list(stacks), frames_per_labelled="all")
     table = CaseTable.read(source / "cases.csv")

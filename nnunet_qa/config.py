@@ -130,8 +130,10 @@ class GuardConfig(_Section):
     """Stops the QA loss when the network learns to please the discriminator instead of to segment."""
 
     enabled: bool = True
-    patience: int = Field(10, ge=1)
+    patience: int = Field(5, ge=1)
     """Epochs in a row that must look bad."""
+    smoothing: int = Field(5, ge=1)
+    """An epoch's QA loss and disagreement are means of so many epochs up to it."""
     tolerance: float = Field(0.05, ge=0, le=1)
     """How far the labelled pseudo Dice may fall, or the disagreement on the pool rise, from its best."""
 

@@ -89,6 +89,12 @@ class QAsemiTrainer(SemiTrainer):
                 self.plans_manager, self.configuration_manager, self.dataset_json, self.unlabelled, slices=slices
             )
             self._use(self._find_discriminator(self.renderer))
+            guard, every = self.unlabelled.guard, self.unlabelled.refit_every
+            if guard.enabled and 0 < every < (needed := guard.smoothing + guard.patience):
+                self.print_to_log_file(
+                    f"QA loss: WARNING: the guard needs {needed} epochs with one discriminator (guard.smoothing + "
+                    f"guard.patience), but a new one is fitted every {every}; it will never stop the QA loss"
+                )
         if self.injects:
             self.injection.check_images()
 
@@ -217,6 +223,7 @@ class QAsemiTrainer(SemiTrainer):
                 disagreement=logged["disagreement_pool"][:epochs] if "disagreement_pool" in logged else None,
                 patience=guard.patience,
                 tolerance=guard.tolerance,
+                smoothing=guard.smoothing,
             )
             if self.stopped is not None:
                 self.print_to_log_file(f"QA loss: stopped by its guard: {self.stopped}")

@@ -19,8 +19,10 @@ def reason(
     *,
     patience: int = 2,
     tolerance: float = 0.05,
+    smoothing: int = 1,
 ) -> str | None:
-    return reason_to_stop(qa=qa, dice=dice, disagreement=disagreement, patience=patience, tolerance=tolerance)
+    how = {"patience": patience, "tolerance": tolerance, "smoothing": smoothing}
+    return reason_to_stop(qa=qa, dice=dice, disagreement=disagreement, **how)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,28 @@ def test_a_network_that_first_finds_nothing_agrees_with_itself() -> None:
     dice = [0.0, 0.1, 0.3, 0.4, 0.5, 0.6]
     assert reason(FALLING, dice, [0.0, 0.4, 0.4, 0.38, 0.36, 0.35]) is None
     assert reason(FALLING, [0.3, 0.3, 0.3, 0.3, 0.3, 0.3], [0.0, 0.4, 0.4, 0.38, 0.36, 0.35]) is not None
+
+
+def test_one_quiet_epoch_does_not_hide_a_disagreement_that_rose() -> None:
+    """As in a real training that learnt to please: the pool's disagreement goes up and down, and its mean goes up."""
+    loss = [0.37, 0.35, 0.30, 0.26, 0.22, 0.20, 0.18, 0.16, 0.15, 0.14]
+    noisy = [0.38, 0.42, 0.36, 0.40, 0.52, 0.40, 0.55, 0.41, 0.54, 0.40]
+    flat = [0.60, 0.60, 0.60, 0.60, 0.61, 0.61, 0.61, 0.61, 0.61, 0.61]
+    assert reason(loss, flat, noisy) is None
+    said = reason(loss, flat, noisy, smoothing=2)
+    assert said is not None
+    assert "the disagreement on the pool rose from 0.380 (epoch 3) to 0.470 while the QA loss fell from 0.280" in said
+    better = [*flat[:5], *[0.7] * 5]
+    assert reason(loss, better, noisy, smoothing=2) is None
+    assert reason(loss, flat, noisy, smoothing=2, patience=7) is None
+
+
+def test_means_need_their_epochs() -> None:
+    dice = [0.8, 0.8, 0.8, 0.6, 0.6, 0.6]
+    assert reason(FALLING, dice, smoothing=2) is not None
+    assert reason(FALLING, dice, smoothing=5) is None
+    assert reason([NAN, *FALLING[1:]], dice, smoothing=3) is None
+    assert reason(FALLING, dice, smoothing=9) is None
 
 
 def test_a_loss_that_rises_too_is_no_fooled_discriminator() -> None:

@@ -329,6 +329,7 @@ def test_the_discriminator_is_fitted_anew_on_current_predictions(
         begin_epoch(trainer, 1)
         assert not seen
         assert equal(state(trainer.discriminator.network_), first)
+        assert "WARNING: the guard needs 10 epochs with one discriminator" in logs(trainer)
         logged = trainer.logger.local_logger.my_fantastic_logging
         logged.update(qa_loss=[1, 1], ema_fg_dice=[0, 0], disagreement_pool=[1, 1])
         begin_epoch(trainer, 2)
@@ -344,8 +345,11 @@ def test_the_discriminator_is_fitted_anew_on_current_predictions(
         assert math.isfinite(trainer.loss.collect())
 
 
+GUARD = {"patience": 2, "tolerance": 0.1, "smoothing": 1}
+
+
 def test_the_guard_stops_the_loss_for_good(given: Any, planned: dict[str, str], tmp_path: Path) -> None:
-    trainer = given(guard={"patience": 2, "tolerance": 0.1})
+    trainer = given(guard=GUARD)
     trainer.num_epochs = 8
     bad = {"qa_loss": [2.0, 1.0, 0.9], "ema_fg_dice": [0.8, 0.6, 0.6], "disagreement_pool": [0.1, 0.1, 0.1]}
     with started(trainer):
@@ -353,11 +357,11 @@ def test_the_guard_stops_the_loss_for_good(given: Any, planned: dict[str, str], 
         for epoch in range(3):
             begin_epoch(trainer, epoch)
         log.update(bad)
-        for own in ({"enabled": False}, {"patience": 3}, {"tolerance": 0.3}):
-            change(trainer, "qa_loss", guard={"patience": 2, "tolerance": 0.1, **own})
+        for own in ({"enabled": False}, {"patience": 3}, {"tolerance": 0.3}, {"smoothing": 3}):
+            change(trainer, "qa_loss", guard={**GUARD, **own})
             begin_epoch(trainer, 3)
             assert trainer.stopped is None
-        change(trainer, "qa_loss", guard={"patience": 2, "tolerance": 0.1}, refit_every=2)
+        change(trainer, "qa_loss", guard=GUARD, refit_every=2)
         begin_epoch(trainer, 3)  # the losses of the first two epochs are those of another discriminator
         assert trainer.stopped is None
         change(trainer, "qa_loss", refit_every=0)
