@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.experiment_limited_data import limited_data
 from nnunet_qa.cli.experiment_parts import check_settings, parsed_names, parsed_seeds, run_cells, show
 from nnunet_qa.cli.experiment_semi_qc import semi_qc
 from nnunet_qa.errors import SelectionError
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     group.command("qu-net-plus-plus")(qu_net_plus_plus)
     group.command("qa-loss")(qa_loss)
     group.command("semi-qc")(semi_qc)
+    group.command("limited-data")(limited_data)
     app.add_typer(group)
 
 

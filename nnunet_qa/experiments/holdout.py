@@ -279,17 +279,24 @@ class Holdout:
             if ending in (".tif", ".tiff") and path.is_file():
                 _link(path, folder / f"{case}.json")
 
-    def populate(self, cell: Cell, train: Sequence[str], earlier: Cell | None = None) -> None:
+    def populate(
+        self, cell: Cell, train: Sequence[str], earlier: Cell | None = None, *, unlabelled: Sequence[str] = ()
+    ) -> None:
         """Give a cell nnU-Net folders of its own in which fold 0 trains on the given cases.
 
         Args:
             cell: the cell.
             train: identifiers of pool cases; all validation cases validate.
             earlier: a cell whose plans this one uses too.
+            unlabelled: pool cases that are this cell's unlabelled pool, whose labels it does not see.
         """
         for name in (VARIABLES[0], VARIABLES[2]):
             make_folder(cell.folder / name)
-        _link(self.raw, cell.folder / VARIABLES[0] / self.source.name)
+        if unlabelled:
+            parts = replace(self.parts, pool=tuple(train), unlabelled=tuple(unlabelled))
+            replace(self, folder=cell.folder, parts=parts)._link_raw()
+        else:
+            _link(self.raw, cell.folder / VARIABLES[0] / self.source.name)
         own = make_folder(cell.folder / VARIABLES[1] / self.source.name)
         for start in (self.folder, earlier.folder if earlier is not None else self.folder):
             for path in (start / VARIABLES[1] / self.source.name).iterdir():

@@ -96,11 +96,25 @@ class Training:
         """Predict and score a folder of the raw dataset into one of that name."""
         self.cell.call(f"score-{images}", "nnunet-qa", "score", *self._what(images), "--jobs", str(self.jobs), *more)
 
+    def interact(self, images: str, clicks: int) -> Path:
+        """Segment a folder of the raw dataset, such as `imagesTs`, with so many simulated clicks each.
+
+        Returns:
+            The table with the Dice after each click, see docs/interact.md.
+        """
+        labels = self.holdout.raw / images.replace("images", "labels")
+        simulated = ("--simulate", str(labels), "--number", str(clicks))
+        self.cell.call(f"interact-{images}", "nnunet-qa", "interact", *self._model(images), *simulated)
+        return self.cell.folder / images / "dice.csv"
+
     def _what(self, images: str) -> list[str]:
+        tta = [] if self.holdout.budget.mirroring else ["--disable_tta"]
+        return [*self._model(images), *tta]
+
+    def _model(self, images: str) -> list[str]:
         folders = ["-i", str(self.holdout.raw / images), "-o", str(self.cell.folder / images)]
         model = ["-d", self.holdout.number, "-c", self.holdout.configuration, "-f", "0", "-tr", self.trainer]
-        tta = [] if self.holdout.budget.mirroring else ["--disable_tta"]
-        return [*folders, *model, "-p", self.plans, "-device", self.device, *tta]
+        return [*folders, *model, "-p", self.plans, "-device", self.device]
 
     def _settings(self, stages: int) -> str:
         """`qa.yaml` of this training."""
