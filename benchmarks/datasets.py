@@ -51,6 +51,8 @@ HEAD_AND_NECK = (slice(None), slice(28, 92), slice(32, 96))
 """Slices, rows and columns of the 128³ grid that hold all organs of all patients; most of the rest is air."""
 HEAD_AND_NECK_SIZE = 48
 HEART_SIZE, HEART_FRAMES = 128, 8
+HEART_SPACING = (8.0, 1.25, 1.25)
+"""Nominal spacing (z, y, x) of the source's volumes in mm."""
 _BSCAN = re.compile(r"(S\d+)_bscan(\d+)")
 _LUNG, _INFECTION = (1, 2), 2
 _ORGANS = {"brainstem": (1,), "spinal_cord": (2,), "parotids": (3, 4), "mandible": (7,)}  # labels of the source
@@ -262,8 +264,9 @@ def convert_sunnybrook(
     """Heartbeats between the real ED and ES volumes, each frame a case; one class, the left ventricle.
 
     The frames between ED and ES, and their labels, are warped (`nnunet_qa.data.cine_warp`): for a test only the frames
-    with a phase are real. The pixel spacing of the source is not known, nominally 1 mm, so volumes in mL are nominal
-    too; ratios such as the ejection fraction are not affected.
+    with a phase are real. The spacing of the source is not known; `HEART_SPACING` is usual for such images, and with
+    1 mm nnU-Net would take the few slices for rows. So volumes in mL are nominal too; ratios such as the ejection
+    fraction are not affected.
 
     Args:
         source: folder `sunnybrook_cardiac_mr`.
@@ -294,7 +297,7 @@ def convert_sunnybrook(
     rows: list[dict[str, object]] = []
     for index, patient in enumerate(track(patients, "Heartbeats", total=len(patients))):
         rng = np.random.default_rng(index)
-        cine = cycle_of_pair(source / "images", source / "labels", patient, frames=frames, rng=rng)
+        cine = cycle_of_pair(source / "images", source / "labels", patient, frames=frames, spacing=HEART_SPACING, rng=rng)
         shape, (z, y, x) = (*cine.image.shape[:2], size, size), cine.spacing
         small = replace(
             cine,

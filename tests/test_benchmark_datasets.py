@@ -137,7 +137,7 @@ def test_heartbeats_hold_the_pair_and_beat_between_them(tmp_path: Path) -> None:
     assert set(frame["role"]) == {"labelled"}
     labels = [sitk.ReadImage(str(folder / "labelsTr" / f"{case}.nii.gz")) for case in frame["case_id"]]
     assert labels[0].GetSize() == (32, 32, 2)
-    assert labels[0].GetSpacing() == pytest.approx((2, 2, 1))  # twice as large as the source's
+    assert labels[0].GetSpacing() == pytest.approx((2.5, 2.5, 8))  # pixels twice as large as the source's
     areas = np.array([sitk.GetArrayFromImage(label).sum() / 2 for label in labels])
     phases = frame["phase"].tolist()
     assert phases[0] == "ED"

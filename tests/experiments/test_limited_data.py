@@ -36,6 +36,7 @@ class Commands:
     """Stands in for `run_command`; `ran` holds every command with the arm it belongs to."""
 
     source: Path
+    name: str = NAME
     ran: list[tuple[list[str], str]] = field(default_factory=list)
 
     def __call__(
@@ -45,15 +46,15 @@ class Commands:
         arm = base.parent.name
         self.ran.append((list(command), arm))
         options = dict(itertools.pairwise(command))
-        preprocessed = Path(environment["nnUNet_preprocessed"]) / NAME
-        if command[0] == "nnunet-qa" and command[1] != "interact":
+        preprocessed = Path(environment["nnUNet_preprocessed"]) / self.name
+        if command[0] == "nnunet-qa":
             check_options(command)
         if command[0] == "nnUNetv2_plan_and_preprocess":
             for file in ("nnUNetPlans", "nnUNetPlansExperiment", "dataset_fingerprint"):
                 write_json(preprocessed / f"{file}.json", {"configurations": {"2d": {}, "3d_fullres": {}}})
         elif command[0] == "nnUNetv2_train":
             model = f"{options['-tr']}__{options['-p']}__{command[2]}"
-            fold = Path(environment["nnUNet_results"]) / NAME / model / "fold_0"
+            fold = Path(environment["nnUNet_results"]) / self.name / model / "fold_0"
             fold.mkdir(parents=True)
             logged = [0.1, 0.4, 0.3, float("nan"), 0.5, 0.5, 0.2, 0.6]
             torch.save({"logging": {"mean_fg_dice": logged}}, fold / "checkpoint_final.pth")
@@ -79,7 +80,7 @@ class Commands:
     @staticmethod
     def kept(arm: str, case: str) -> float:
         group, size = arm.rsplit("_", 1)
-        return KEPT[group] + {"1": 0.0, "2": 0.05, "all": 0.1}[size] + 0.05 * (chance(arm, case) - 0.5)
+        return KEPT[group] + {"1": 0.0, "2": 0.05, "3": 0.07, "all": 0.1}[size] + 0.05 * (chance(arm, case) - 0.5)
 
 
 def experiment_on(source: Path, folder: Path, **changes: Any) -> LimitedDataExperiment:
