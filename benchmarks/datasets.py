@@ -297,7 +297,8 @@ def convert_sunnybrook(
     rows: list[dict[str, object]] = []
     for index, patient in enumerate(track(patients, "Heartbeats", total=len(patients))):
         rng = np.random.default_rng(index)
-        cine = cycle_of_pair(source / "images", source / "labels", patient, frames=frames, spacing=HEART_SPACING, rng=rng)
+        folders = (source / "images", source / "labels")
+        cine = cycle_of_pair(*folders, patient, frames=frames, spacing=HEART_SPACING, rng=rng)
         shape, (z, y, x) = (*cine.image.shape[:2], size, size), cine.spacing
         small = replace(
             cine,
