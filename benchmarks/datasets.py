@@ -27,16 +27,8 @@ from nnunet_qa.data.cine_files import cycle_of_pair, geometry, pair_names, whole
 from nnunet_qa.data.images import Geometry, check_same_grid, read_picture, read_volume
 from nnunet_qa.data.paths import PREPROCESSED
 from nnunet_qa.data.raw_dataset import RawDataset
-from nnunet_qa.dataset_conversion.oct import (
-    LABELS,
-    SIZE,
-    BscanCase,
-    Framing,
-    Outcome,
-    convert_bscan,
-    parse_size,
-    scale_of,
-)
+from nnunet_qa.dataset_conversion.engine import LeftOut
+from nnunet_qa.dataset_conversion.oct import LABELS, SIZE, BscanCase, Framing, frame_bscan, parse_size, scale_of
 from nnunet_qa.dataset_conversion.script import run_script
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.progress import track
@@ -94,17 +86,20 @@ def convert_oct(source: Path, output: Path, *, size: tuple[int, int] | None = SI
     )
     paths = _files(source / "images", ".png")
     dataset.begin(overwrite=overwrite)
-    outcome = Outcome()
+    rows: list[dict[str, object]] = []
     for path in track(paths, "B-scans", total=len(paths)):
         match = _BSCAN.fullmatch(path.stem)
         if match is None:
             raise DatasetError(f"{path}: the name must be SXX_bscanYY.png; rename it or take it away")
         image, fluid = read_picture(path), read_picture(source / "fluid_mask" / path.name) > 0
         case = BscanCase(path.stem, match[1], match[1], int(match[2]), "", Role.LABELLED)
-        convert_bscan(dataset, case, image, fluid, framing=framing, scale=scale_of(image, path.name), outcome=outcome)
-    for line in outcome.warnings:
-        logger.warning("%s", line)
-    return _finished(dataset, outcome.rows)
+        for found in frame_bscan(case, image, fluid, framing=framing, scale=scale_of(image, path.name)):
+            if isinstance(found, LeftOut):
+                logger.warning("%s: left out: %s", found.name, found.reason)
+                continue
+            dataset.write_case(found.case_id, found.role, found.images, found.label)
+            rows.append({"case_id": found.case_id, "role": found.role.value, **found.row})
+    return _finished(dataset, rows)
 
 
 def convert_covid(

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from nnunet_qa.config_limited_data import InteractionConfig, RestorationConfig
+from nnunet_qa.config_section import Section
 from nnunet_qa.errors import ConfigError, nearest
 
 FILE_NAME = "qa.yaml"
@@ -36,11 +38,7 @@ class HeadWeights(str, Enum):
     ALL = "all"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Length of the training; what is not set stays as nnU-Net has it (1000 epochs of 250 and 50 iterations)."""
 
     epochs: int | None = Field(None, ge=1)
@@ -49,7 +47,7 @@ class TrainingConfig(_Section):
     initial_lr: float | None = Field(None, gt=0)
 
 
-class PoolConfig(_Section):
+class PoolConfig(Section):
     """The unlabelled pool `imagesUn/`."""
 
     enabled: bool = True
@@ -59,7 +57,7 @@ class PoolConfig(_Section):
     """Pool batches whose disagreement is measured and logged after each epoch; 0 for none."""
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """The disagreement that is measured during training and written at its end."""
 
     every_epoch: bool = True
@@ -70,7 +68,7 @@ class ScoringConfig(_Section):
     """Test-time mirroring in the final scoring, as in `nnUNetv2_predict`."""
 
 
-class QueueConfig(_Section):
+class QueueConfig(Section):
     """The annotation queue `queue.csv`: the options of `nnunet-qa select`."""
 
     threshold: float | None = Field(None, ge=0, le=1)
@@ -103,7 +101,7 @@ class LabelledLoss(str, Enum):
     MSDL = "msdl"
 
 
-class LabelledLossConfig(_Section):
+class LabelledLossConfig(Section):
     """The loss of annotated cases, see docs/partial-labels.md."""
 
     kind: LabelledLoss = LabelledLoss.AUTO
@@ -111,7 +109,7 @@ class LabelledLossConfig(_Section):
     """With `msdl`: add cross entropy in which the classes that a case does not label count as background."""
 
 
-class UnlabelledLossConfig(_Section):
+class UnlabelledLossConfig(Section):
     """A loss of pool images that is added to the loss of annotated ones."""
 
     weight: float = Field(0.1, ge=0)
@@ -126,7 +124,7 @@ class UnlabelledLossConfig(_Section):
     """Pool images (patches) of a step; null for as many as annotated ones."""
 
 
-class GuardConfig(_Section):
+class GuardConfig(Section):
     """Stops the QA loss when the network learns to please the discriminator instead of to segment."""
 
     enabled: bool = True
@@ -138,7 +136,7 @@ class GuardConfig(_Section):
     """How far the labelled pseudo Dice may fall, or the disagreement on the pool rise, from its best."""
 
 
-class SimulationConfig(_Section):
+class SimulationConfig(Section):
     """The discriminator that a training fits for itself, from simulated errors of its annotated cases."""
 
     patches: int = Field(300, ge=2)
@@ -153,7 +151,7 @@ class SimulationConfig(_Section):
     """State dict of torchvision's ResNet-18 to start from."""
 
 
-class CodeConfig(_Section):
+class CodeConfig(Section):
     """Dice at which a segmentation gets which code: from `success` on 0, below `failure` 2, else 1."""
 
     success: float = Field(0.8, gt=0, le=1)
@@ -221,7 +219,7 @@ class Unit(str, Enum):
     ACQUISITION = "acquisition"
 
 
-class InjectionConfig(_Section):
+class InjectionConfig(Section):
     """Training on the best of the network's own predictions of pool images (paper 003), see docs/injection.md."""
 
     enabled: bool = False
@@ -267,7 +265,7 @@ class InjectionConfig(_Section):
         return self
 
 
-class QAConfig(_Section):
+class QAConfig(Section):
     """All settings of the QA trainers, by section."""
 
     training: TrainingConfig = TrainingConfig()
@@ -280,6 +278,8 @@ class QAConfig(_Section):
     mean_teacher: MeanTeacherConfig = MeanTeacherConfig()
     cross_pseudo: CrossPseudoConfig = CrossPseudoConfig()
     injection: InjectionConfig = InjectionConfig()
+    restoration: RestorationConfig = RestorationConfig()
+    interaction: InteractionConfig = InteractionConfig()
 
     @classmethod
     def off(cls) -> QAConfig:

@@ -61,6 +61,10 @@ class CRFError(NnunetQAError):
     """The CRF cannot work with the given settings, probabilities or classes."""
 
 
+class ClickError(NnunetQAError):
+    """A click lies outside its image or contradicts another, or a file of clicks cannot be read."""
+
+
 class PhantomError(NnunetQAError):
     """A phantom cannot be drawn as asked, or its folder holds another one."""
 

@@ -18,7 +18,7 @@ NESTED = ("trainers", "dataset_conversion")
 """Folders at the top of the checkout that the installed package holds under the same name."""
 
 LAYERS = (
-    ("errors", "files", "progress", "cases", "config", "environment"),
+    ("errors", "files", "progress", "cases", "config", "config_limited_data", "config_section", "environment"),
     ("data", "networks", "losses", "pretext", "interaction", "evaluation"),
     ("quality", "selection"),
     ("trainers", "inference"),

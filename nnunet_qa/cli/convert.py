@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from nnunet_qa.dataset_conversion import oct_chiu, oct_ocsc
+from nnunet_qa.dataset_conversion import oct_chiu, oct_ocsc, oct_retouch
 
-COMMANDS = {"oct-chiu": oct_chiu.command, "oct-ocsc": oct_ocsc.command}
+COMMANDS = {
+    "oct-chiu": oct_chiu.command,
+    "oct-ocsc": oct_ocsc.command,
+    "oct-retouch": oct_retouch.command,
+}
 
 
 def register(app: typer.Typer) -> None:

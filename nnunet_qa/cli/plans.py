@@ -30,27 +30,37 @@ def plans(
         metavar="N,N[,N]",
         help="Resample the median image to so many voxels, which are the patch too; needs preprocessing anew.",
     ),
+    hu_window: tuple[float, float] | None = typer.Option(
+        None,
+        "--hu-window",
+        metavar="LOW HIGH",
+        help="Clip CT to this range of HU and scale it to 0 to 1; needs preprocessing anew.",
+    ),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
 ) -> None:
-    """Write smaller plans beside the existing ones; without --image-size they use data that is already preprocessed.
+    """Write smaller plans beside the existing ones.
+
+    Without --image-size and --hu-window they use data that is already preprocessed.
 
     Example: `nnunet-qa plans -d 101 -c 2d --features 16,32,64,128 --batch-size 8 --patch-size 80,192`
     """
+    smaller = Smaller(
+        features=numbers(features, "--features"),
+        batch_size=batch_size,
+        patch_size=numbers(patch_size, "--patch-size"),
+        image_size=numbers(image_size, "--image-size"),
+        hu_window=hu_window,
+    )
     path = write_smaller_plans(
         dataset,
         configuration,
-        smaller=Smaller(
-            features=numbers(features, "--features"),
-            batch_size=batch_size,
-            patch_size=numbers(patch_size, "--patch-size"),
-            image_size=numbers(image_size, "--image-size"),
-        ),
+        smaller=smaller,
         source=source,
         identifier=identifier,
         overwrite=overwrite,
     )
     typer.echo(str(path))
-    if image_size is not None:
+    if smaller.needs_preprocessing:
         typer.echo(f"first: nnUNetv2_preprocess -d {dataset} -plans_name {identifier} -c {configuration}", err=True)
     typer.echo(f"train with: nnUNetv2_train {dataset} {configuration} 0 -p {identifier} -tr QAsemiTrainer", err=True)
 

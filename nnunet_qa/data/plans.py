@@ -1,7 +1,9 @@
 """Smaller plans for a CPU or a small GPU: fewer stages and features, another batch, patch and image size.
 
+CT can be clipped to a window of HU too.
+
 nnU-Net finds preprocessed data by the `data_identifier` of a configuration, not by the name of the plans. Plans that
-keep it train on what is already preprocessed; another image size needs data of its own.
+keep it train on what is already preprocessed; another image size or window needs data of its own.
 """
 
 from __future__ import annotations
@@ -44,12 +46,19 @@ class Smaller:
             strides along each axis.
         image_size: voxels along each axis to which the median image is resampled; the others by the same factors. Where
             no patch size is given, it is the patch size too.
+        hu_window: CT channels are clipped to this range of HU, which becomes 0 to 1, in every configuration.
     """
 
     features: tuple[int, ...] | None = None
     batch_size: int | None = None
     patch_size: tuple[int, ...] | None = None
     image_size: tuple[int, ...] | None = None
+    hu_window: tuple[float, float] | None = None
+
+    @property
+    def needs_preprocessing(self) -> bool:
+        """Whether the data that the source plans were preprocessed to will not do."""
+        return self.image_size is not None or self.hu_window is not None
 
 
 def write_smaller_plans(
@@ -96,7 +105,7 @@ def write_smaller_plans(
             raise PlansError(f"{path}: other plans of this name exist; replace them with --overwrite or choose -o")
     data = path.parent / _resolved(new, configuration)["data_identifier"]
     if not data.is_dir():
-        name = source if smaller.image_size is None else identifier
+        name = identifier if smaller.needs_preprocessing else source
         logger.warning("%s: not there yet; run `nnUNetv2_preprocess` with the plans %s first", data, name)
     write_json(path, new)
     return path
@@ -115,10 +124,10 @@ def smaller_plans(plans: dict[str, Any], configuration: str, *, smaller: Smaller
     Raises:
         PlansError: nothing is to change; there is no such configuration; the architecture has no stages; too few or
             too many stages; a number below 1; a patch that the network cannot halve as often as it has to; an image
-            size where the plans do not tell the median.
+            size where the plans do not tell the median; a window of HU that is empty, or where no channel is CT.
     """
     if smaller == Smaller():
-        raise PlansError("nothing to change: give --features, --batch-size, --patch-size or --image-size")
+        raise PlansError("nothing to change: give --features, --batch-size, --patch-size, --image-size or --hu-window")
     known = list(plans.get("configurations", {}))
     if configuration not in known:
         raise PlansError(
@@ -148,6 +157,8 @@ def smaller_plans(plans: dict[str, Any], configuration: str, *, smaller: Smaller
     result["plans_name"] = identifier
     _keep_heirs(result, plans, configuration, tuple(changed))
     result["configurations"][configuration].update(changed)
+    if smaller.hu_window is not None:
+        _set_window(result, before["normalization_schemes"], smaller.hu_window)
     return result
 
 
@@ -202,6 +213,34 @@ def _resized(before: dict[str, Any], image_size: Sequence[int], prefix: str) -> 
         # The size is in the name, so that plans which are replaced never find data of another size.
         "data_identifier": f"{prefix}_{'x'.join(map(str, image_size))}",
     }
+
+
+def _set_window(plans: dict[str, Any], schemes: Sequence[str], window: tuple[float, float]) -> None:
+    """Make nnU-Net's normalisation of CT clip to the window and scale it to [0, 1].
+
+    It clips to two percentiles, then subtracts a mean and divides by a standard deviation. Plans hold these numbers
+    once for all configurations, so the data of each is another.
+    """
+    low, high = window
+    shown = f"{low:g} {high:g}"
+    if not low < high < math.inf or low == -math.inf:
+        raise PlansError(f"HU window {shown}: give two numbers, the lower first")
+    channels = [str(channel) for channel, scheme in enumerate(schemes) if scheme == "CTNormalization"]
+    if not channels:
+        raise PlansError(
+            f'HU window {shown}: no channel is normalised as CT; the name of a CT channel in dataset.json must be "CT" '
+            "when the dataset is planned"
+        )
+    for channel in channels:
+        plans["foreground_intensity_properties_per_channel"][channel] |= {
+            "percentile_00_5": low,
+            "percentile_99_5": high,
+            "mean": low,
+            "std": high - low,
+        }
+    for content in plans["configurations"].values():
+        if "data_identifier" in content:
+            content["data_identifier"] += f"_hu{low:g}to{high:g}"
 
 
 def _check_patch(

@@ -24,9 +24,17 @@ def tested_dice(training: Training) -> pd.DataFrame:
 
 
 def simulated_dice(training: Training, clicks: int) -> pd.DataFrame:
-    """Segment the test cases with simulated clicks: `case_id`, `clicks` from 0 up and `dice`, as of `tested_dice`."""
+    """Segment the test cases with simulated clicks, one after the other (in 2D one after the other on each slice).
+
+    Returns:
+        `case_id`, `clicks` from 0 up, `dice` as of `tested_dice`, and `placed`, the clicks on all slices together. A
+        case at which nothing is left to click keeps what it has.
+    """
     table = pd.read_csv(training.interact(TEST, clicks), dtype={"case_id": str})
-    return table.groupby(["case_id", "clicks"], sort=False)["dice"].mean().reset_index()
+    rounds = table.groupby(["case_id", "round"], sort=False).agg(dice=("dice", "mean"), placed=("clicks", "first"))
+    every = pd.MultiIndex.from_product([table["case_id"].unique(), range(clicks + 1)], names=["case_id", "clicks"])
+    rounds.index = rounds.index.set_names(["case_id", "clicks"])
+    return rounds.reindex(every).groupby(level="case_id", sort=False).ffill().reset_index()
 
 
 def annotation_cost(holdout: Holdout, cases: Sequence[str]) -> dict[str, int]:

@@ -237,13 +237,14 @@ def _costs(results: pd.DataFrame, dice: pd.DataFrame) -> str:
         means = own.drop_duplicates("seed")[["cases", "slices", "voxels"]].mean()
         rows.append([size, *(f"{value:,.0f}" for value in means)])
     heads = ["Patients", "Annotated cases", "Slices with foreground", "Voxels drawn"]
-    used = dice.loc[dice["group"].isin([INTERACTIVE, BOTH]), "clicks"]
-    note = (
-        f"Means over draws. At use an interactive model asks for {AT} click a case (in 2D a slice with foreground); up "
-        f"to {used.max()} were tried. The others ask for none."
-        if len(used)
-        else "Means over draws."
-    )
+    own = dice[dice["group"].isin([INTERACTIVE, BOTH])]
+    note = "Means over draws."
+    if len(own):
+        placed = own.loc[own["clicks"] == AT, "placed"].mean()
+        note += (
+            f" At use an interactive model got {placed:.1f} clicks a test case (one, in 2D one on each slice that "
+            f"needs it); up to {own['clicks'].max()} times as many were tried. The others ask for none."
+        )
     return f"{markdown_table(heads, rows)}\n\n{note}"
 
 

@@ -104,7 +104,7 @@ class Training:
         """
         labels = self.holdout.raw / images.replace("images", "labels")
         simulated = ("--simulate", str(labels), "--number", str(clicks))
-        self.cell.call(f"interact-{images}", "nnunet-qa", "interact", *self._model(images), *simulated)
+        self.cell.call(f"interact-{images}", "nnunet-qa", "interact", *self._what(images), *simulated)
         return self.cell.folder / images / "dice.csv"
 
     def _what(self, images: str) -> list[str]:

@@ -33,8 +33,8 @@ def reason_to_stop(
         disagreement: mean disagreement on the pool of each epoch, in [0, 1]; None where it was not measured.
         patience: how many epochs in a row, the last ones, must look bad.
         tolerance: see above.
-        smoothing: QA loss and disagreement of an epoch are means of so many epochs up to it; single epochs of few batches
-            are noisy, and one of them would break the row.
+        smoothing: QA loss and disagreement of an epoch are means of so many epochs up to it; single epochs of few
+            batches are noisy, and one of them would break the row.
 
     Raises:
         ValueError: the series have different lengths.
@@ -79,7 +79,8 @@ def _worse(
     for now in range(len(values) - patience, len(values)):
         earlier = np.where(np.isnan(values[:now]) | np.isnan(losses[:now]), -np.inf, values[:now])
         best = int(earlier.argmax())
-        if not (values[now] < earlier[best] - tolerance and losses[now] < losses[best] and dice[now] <= dice[best] + tolerance):
+        fell = values[now] < earlier[best] - tolerance and losses[now] < losses[best]
+        if not (fell and dice[now] <= dice[best] + tolerance):
             return None
     return (
         f"{what} from {sign * values[best]:.3f} (epoch {best}) to {sign * values[now]:.3f} while the QA loss fell from "

@@ -189,6 +189,62 @@ def test_an_heir_of_another_image_size_keeps_its_own() -> None:
     assert resolved(new, "3d_cascade_fullres") == resolved(made_plans(), "3d_cascade_fullres")
 
 
+def ct_plans() -> dict[str, Any]:
+    """Plans of a CT channel and an MR channel."""
+    plans = made_plans()
+    properties = {"mean": 40.0, "std": 100.0, "percentile_00_5": -900.0, "percentile_99_5": 1500.0, "median": 30.0}
+    plans["foreground_intensity_properties_per_channel"] = {"0": dict(properties), "1": dict(properties)}
+    for content in plans["configurations"].values():
+        if "data_identifier" in content:
+            content["normalization_schemes"] = ["CTNormalization", "ZScoreNormalization"]
+    return plans
+
+
+def test_a_window_of_hu_becomes_0_to_1_by_nnunets_own_normalisation() -> None:
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+
+    plans = ct_plans()
+    new = smaller_plans(plans, "2d", smaller=Smaller(hu_window=(-1024, 3000)), identifier="Window")
+    assert plans == ct_plans()
+    properties = new["foreground_intensity_properties_per_channel"]
+    assert properties["1"] == plans["foreground_intensity_properties_per_channel"]["1"]
+    image = np.array([-2000, -1024, 0, 1000.5, 3000, 5000], np.float32)
+    found = CTNormalization(use_mask_for_norm=False, intensityproperties=properties["0"]).run(image.copy())
+    np.testing.assert_allclose(found, (image.clip(-1024, 3000) + 1024) / 4024, atol=1e-6)
+    assert new["configurations"]["2d"]["patch_size"] == plans["configurations"]["2d"]["patch_size"]
+
+
+def test_a_window_gives_every_configuration_other_data_for_plans_have_one_normalisation() -> None:
+    small = Smaller(hu_window=(-1024, 3000), image_size=(256, 320))
+    new = smaller_plans(ct_plans(), "2d", smaller=small, identifier="Window")
+    assert {name: resolved(new, name)["data_identifier"] for name in new["configurations"]} == {
+        "2d": "Window_2d_256x320_hu-1024to3000",
+        "3d_lowres": "nnUNetPlans_3d_lowres_hu-1024to3000",
+        "3d_fullres": "nnUNetPlans_3d_fullres_hu-1024to3000",
+        "3d_cascade_fullres": "nnUNetPlans_3d_fullres_hu-1024to3000",
+    }
+    small = Smaller(hu_window=(-1024, 3000), image_size=(32, 48, 96))
+    new = smaller_plans(ct_plans(), "3d_fullres", smaller=small, identifier="Window")
+    assert resolved(new, "3d_fullres")["data_identifier"] == "Window_3d_fullres_32x48x96_hu-1024to3000"
+    assert resolved(new, "3d_cascade_fullres")["data_identifier"] == "nnUNetPlans_3d_fullres_hu-1024to3000"
+
+
+@pytest.mark.parametrize(
+    ("window", "schemes", "said"),
+    [
+        ((3000, -1024), ["CTNormalization"], "HU window 3000 -1024: give two numbers, the lower first"),
+        ((float("nan"), 1), ["CTNormalization"], "HU window nan 1: give two numbers"),
+        ((0, float("inf")), ["CTNormalization"], "HU window 0 inf: give two numbers"),
+        ((-1024, 3000), ["ZScoreNormalization"], "HU window -1024 3000: no channel is normalised as CT"),
+    ],
+)
+def test_refused_windows(window: tuple[float, float], schemes: list[str], said: str) -> None:
+    plans = ct_plans()
+    plans["configurations"]["2d"]["normalization_schemes"] = schemes
+    with pytest.raises(PlansError, match=said):
+        smaller_plans(plans, "2d", smaller=Smaller(hu_window=window), identifier="Window")
+
+
 def test_plans_without_a_median_size_are_refused() -> None:
     plans = made_plans()
     del plans["configurations"]["2d"]["median_image_size_in_voxels"]
@@ -426,6 +482,15 @@ def test_command_with_an_image_size_names_the_preprocessing(folder: Path, caplog
         0.5 * 300 / 256,
         0.25 * 250 / 320,
     ]
+
+
+def test_command_with_a_window_names_the_preprocessing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "nnUNetPlans.json").write_text(json.dumps(ct_plans()))
+    call = ["plans", "-d", "777", "-c", "2d", "-o", "Window", "--hu-window", "-1024", "3000"]
+    result = CliRunner().invoke(application(), call)
+    assert result.exit_code == 0, result.output
+    assert "first: nnUNetv2_preprocess -d 777 -plans_name Window -c 2d" in result.stderr
+    assert "_hu-1024to3000: not there yet; run `nnUNetv2_preprocess` with the plans Window first" in caplog.text
 
 
 @pytest.mark.parametrize("option", ["--features", "--patch-size", "--image-size"])

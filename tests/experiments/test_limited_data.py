@@ -69,9 +69,10 @@ class Commands:
         elif command[1] == "interact":
             cases = [path.name.removesuffix("_0000.nii.gz") for path in sorted(Path(options["-i"]).iterdir())]
             rows = [
-                {"case_id": case, "clicks": clicks, "label": label, "dice": self.kept(arm, case) + 0.02 * clicks + more}
+                {"case_id": case, "round": turn, "clicks": 2 * turn, "label": label, "dice": dice + 0.02 * turn + more}
                 for case in cases
-                for clicks in range(int(options["--number"]) + 1)
+                for dice in [self.kept(arm, case)]
+                for turn in range(int(options["--number"]) + (case != cases[0]))  # the first one is soon content
                 for label, more in (("lv", 0.01), ("rv", -0.01))
             ]
             Path(options["-o"]).mkdir(parents=True)
@@ -202,8 +203,12 @@ def test_dice_is_that_of_the_predictions(done: tuple[LimitedDataExperiment, Comm
         assert (row["subject_id"], row["clicks"]) == (case[:2], 0)
     clicked = pd.read_csv(experiment.runner.cell("both_all", 1).folder / DICE)
     assert set(clicked["clicks"]) == {0, 1, 2, 3}
-    first = clicked[(clicked["case_id"] == clicked["case_id"][0]) & (clicked["clicks"] == 2)]
-    assert first["dice"].item() == pytest.approx(Commands.kept("both_all", clicked["case_id"][0]) + 0.04)
+    for place, last in ((0, 2), (1, 3)):  # nothing was left to click at the first case after two
+        case = sorted(experiment.holdout(1).parts.test)[place]
+        own = clicked[clicked["case_id"] == case].set_index("clicks")
+        wanted = [Commands.kept("both_all", case) + 0.02 * min(turn, last) for turn in range(4)]
+        assert own["dice"].tolist() == pytest.approx(wanted)
+        assert own["placed"].tolist() == [2 * min(turn, last) for turn in range(4)]
 
 
 def test_the_cost_is_what_was_drawn(done: tuple[LimitedDataExperiment, Commands], source: Path) -> None:

@@ -9,14 +9,17 @@ from nnunet_qa.trainers import (
     FCNTrainer_5epochs,
     FCNTrainer_50epochs,
     FCNTrainer_250epochs,
+    InteractiveTrainer,
     MeanTeacherTrainer,
     PaperQUNetPlusPlusTrainer,
     PaperQUNetTrainer,
+    PaperUNetTrainer,
     QAsemiTrainer,
     QAsemiTrainer_5epochs,
     QAsemiTrainer_50epochs,
     QAsemiTrainer_250epochs,
     QUNetPlusPlusTrainer,
+    RestorationTrainer,
     one_line_errors,
 )
 
@@ -26,14 +29,17 @@ __all__ = [
     "FCNTrainer_5epochs",
     "FCNTrainer_50epochs",
     "FCNTrainer_250epochs",
+    "InteractiveTrainer",
     "MeanTeacherTrainer",
     "PaperQUNetPlusPlusTrainer",
     "PaperQUNetTrainer",
+    "PaperUNetTrainer",
     "QAsemiTrainer",
     "QAsemiTrainer_5epochs",
     "QAsemiTrainer_50epochs",
     "QAsemiTrainer_250epochs",
     "QUNetPlusPlusTrainer",
+    "RestorationTrainer",
 ]
 
 one_line_errors.install()

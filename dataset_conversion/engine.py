@@ -1,0 +1,290 @@
+"""What all conversion scripts share: many subjects to one raw dataset, in parallel, none stopping the others.
+
+A script finds its units (a subject's file or folder) without opening them, and reads one unit as a stream of `Case`s.
+The engine writes the cases, keeps what is done, and reports what was left out and why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from nnunet_qa.cases import Role
+from nnunet_qa.data.images import Geometry
+from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.errors import DatasetError, DependencyError, NnunetQAError, StorageError
+from nnunet_qa.files import write_csv
+from nnunet_qa.progress import track
+
+logger = logging.getLogger(__name__)
+
+REPORT, DONE = "conversion_report.csv", "conversion_units.jsonl"
+"""In the raw dataset: one row a unit and one a thing left out; and what later runs need not do again."""
+PATIENCE = 30
+"""Seconds in which a Dask scheduler has to answer."""
+CONVERTED, SKIPPED, LEFT_OUT = "converted", "skipped", "left out"
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process converts at a time, as a rule a subject.
+
+    Attributes:
+        name: for the report; no two units have the same.
+        content: whatever the script needs to read it, such as paths; it can be pickled.
+    """
+
+    name: str
+    content: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One case to be written; see `RawDataset.write_case`.
+
+    Attributes:
+        case_id: identifier, see `safe_name`.
+        role: labelled, unlabelled or test.
+        images: one array a channel.
+        label: label values on the same grid.
+        geometry: position of a volume in the patient.
+        row: further columns of cases.csv (`subject_id`, `stack_id`, `slice_index`, …).
+    """
+
+    case_id: str
+    role: Role
+    images: Sequence[np.ndarray]
+    label: np.ndarray | None = None
+    geometry: Geometry | None = None
+    row: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something of a unit that is no case, such as an empty slice; the rest of the unit is converted."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to convert.
+
+    Attributes:
+        jobs: processes.
+        dask: address of a Dask scheduler, such as `tcp://host:8786`; then its workers do the work.
+        folds: cross-validation folds, grouped by subject.
+        strict: stop at the first unit that cannot be converted.
+        overwrite: delete an earlier conversion first.
+    """
+
+    jobs: int = 1
+    dask: str | None = None
+    folds: int = 5
+    strict: bool = False
+    overwrite: bool = False
+
+
+@dataclass
+class _Outcome:
+    """What came of a unit: rows for the case table, what was left out, and why it failed."""
+
+    unit: str
+    rows: list[dict[str, object]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    failure: str | None = None
+
+
+def safe_name(text: str) -> str:
+    """A case identifier from any text: letters, digits, `-` and `_`.
+
+    Raises:
+        DatasetError: nothing is left of the text.
+
+    >>> safe_name("Bein links (Größe 2).nii")
+    'Bein_links_Gr_e_2_nii'
+    """
+    name = _UNSAFE.sub("_", text).strip("_")
+    if not name:
+        raise DatasetError(f'"{text}" holds no letter or digit to name a case by; rename it')
+    return name
+
+
+def below(path: Path, source: Path) -> Path:
+    """The path, if it lies below the source after links are followed.
+
+    Raises:
+        DatasetError: a symbolic link leads out of the source.
+    """
+    if not path.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(f"{path}: is a symbolic link out of {source}; copy the file there")
+    return path
+
+
+def convert(
+    dataset: RawDataset,
+    units: Sequence[Unit],
+    read: Callable[[Any], Iterator[Case | LeftOut]],
+    *,
+    what: str,
+    options: Options,
+    left_out: Iterable[LeftOut] = (),
+) -> Path:
+    """Begin or resume a dataset, convert all units, and finish it.
+
+    A unit that cannot be read leaves no case behind; it is named in `conversion_report.csv`, and the next run tries it
+    again.
+
+    Args:
+        dataset: where to.
+        units: what to convert; none stands twice.
+        read: reads the content of one unit; with several processes it is pickled.
+        what: text of the progress bar.
+        options: processes, folds, strictness.
+        left_out: what was left out while the units were looked for.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        DatasetError: see `RawDataset.begin` and `RawDataset.finish`; with `strict`, what is wrong with a unit; or no
+            unit could be converted.
+        DependencyError: Dask is not installed or the scheduler does not answer.
+        StorageError: the disk is full or read-only.
+    """
+    if options.jobs < 1 or options.folds < 2:
+        raise DatasetError(f"--jobs {options.jobs} and --folds {options.folds}: give at least 1 process and 2 folds")
+    dataset.begin(overwrite=options.overwrite)
+    wanted = {unit.name for unit in units}
+    outcomes = {outcome.unit: outcome for outcome in _known(dataset) if outcome.unit in wanted}
+    missing = [unit for unit in units if unit.name not in outcomes]
+    with (dataset.folder / DONE).open("a", encoding="utf-8") as done:
+        done.write("\n")  # a kill may have cut off the last line
+        for outcome in track(_running(missing, partial(_convert_one, dataset, read), options), what, len(missing)):
+            if outcome.failure is not None and options.strict:
+                raise DatasetError(f"{outcome.unit}: {outcome.failure}")
+            outcomes[outcome.unit] = outcome
+            if outcome.failure is None:
+                done.write(json.dumps(vars(outcome)) + "\n")
+                done.flush()
+    ordered = [outcomes[unit.name] for unit in units]
+    rows = _without_repeated(dataset, ordered)
+    _write_report(dataset.folder, ordered, left_out)
+    if not rows:
+        first = next((outcome.failure for outcome in ordered if outcome.failure), "nothing was found")
+        raise DatasetError(f"{dataset.folder / REPORT}: no case could be converted; the first reason: {first}")
+    dataset.finish(rows, jobs=options.jobs, folds=options.folds)
+    return dataset.folder
+
+
+def _running(units: Sequence[Unit], work: Callable[[Unit], _Outcome], options: Options) -> Iterator[_Outcome]:
+    """Outcomes as they come."""
+    if options.dask is None:
+        calls = (delayed(work)(unit) for unit in units)
+        yield from Parallel(n_jobs=options.jobs, return_as="generator_unordered")(calls)
+        return
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise DependencyError('--dask needs Dask; run `pip install "nnunet-qa[dask]"`') from error
+    try:
+        client = Client(options.dask, timeout=PATIENCE)
+    except (OSError, ValueError) as error:
+        raise DependencyError(f"--dask {options.dask}: no scheduler answers there ({error})") from error
+    with client:
+        # not pure: a unit that failed in an earlier run is tried again
+        futures = client.map(work, units, pure=False, retries=3)
+        for future in as_completed(futures):
+            yield future.result()
+            future.release()
+
+
+def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | LeftOut]], unit: Unit) -> _Outcome:
+    """Write the cases of a unit; where it fails, take away those that were written."""
+    outcome = _Outcome(unit.name)
+    written: list[Case] = []
+    try:
+        for found in read(unit.content):
+            if isinstance(found, LeftOut):
+                outcome.left_out.append((found.name, found.reason))
+                continue
+            written.append(found)
+            dataset.write_case(found.case_id, found.role, found.images, found.label, geometry=found.geometry)
+            written[-1] = _without_pixels(found)
+            outcome.rows.append({"case_id": found.case_id, "role": found.role.value, **found.row})
+    except StorageError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a reader raise, it must not stop the other units
+        for case in written:
+            _remove(dataset, case)
+        reason = str(error) if isinstance(error, NnunetQAError) else f"{type(error).__name__}: {error}"
+        return _Outcome(unit.name, failure=" ".join(reason.split()))
+    return outcome
+
+
+def _without_pixels(case: Case) -> Case:
+    """What is needed to remove a case again; its pixels would fill the memory."""
+    return Case(case_id=case.case_id, role=case.role, images=())
+
+
+def _remove(dataset: RawDataset, case: Case) -> None:
+    for path in (*dataset.image_paths(case.case_id, case.role), dataset.label_path(case.case_id, case.role)):
+        path.unlink(missing_ok=True)
+
+
+def _known(dataset: RawDataset) -> Iterator[_Outcome]:
+    """Units that an earlier run has converted and whose files are still there."""
+    path = dataset.folder / DONE
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            outcome = _Outcome(**json.loads(line))
+            cases = [(str(row["case_id"]), Role(row["role"])) for row in outcome.rows]
+        except (ValueError, TypeError, KeyError):
+            continue  # cut off by a kill
+        if all(dataset.has_case(case, role, labelled=role is Role.LABELLED) for case, role in cases):
+            yield outcome
+
+
+def _without_repeated(dataset: RawDataset, outcomes: Sequence[_Outcome]) -> list[dict[str, object]]:
+    """Rows of all units; a unit that repeats a case identifier of another one fails, for one overwrote the other."""
+    owners: dict[object, str] = {}
+    for outcome in outcomes:
+        for row in outcome.rows:
+            first = owners.setdefault(row["case_id"], outcome.unit)
+            if first != outcome.unit:
+                raise DatasetError(
+                    f'{dataset.folder}: "{first}" and "{outcome.unit}" give the same case "{row["case_id"]}"; rename '
+                    "one of them and start anew with --overwrite"
+                )
+    return [row for outcome in outcomes for row in outcome.rows]
+
+
+def _write_report(folder: Path, outcomes: Sequence[_Outcome], left_out: Iterable[LeftOut]) -> None:
+    """`conversion_report.csv`: `name`, `status` (converted, skipped, left out), `cases` and `reason`."""
+    rows: list[tuple[str, str, int, str]] = []
+    for outcome in outcomes:
+        status = CONVERTED if outcome.failure is None else SKIPPED
+        rows.append((outcome.unit, status, len(outcome.rows), outcome.failure or ""))
+        rows += [(name, LEFT_OUT, 0, reason) for name, reason in outcome.left_out]
+    rows += [(found.name, LEFT_OUT, 0, found.reason) for found in left_out]
+    write_csv(folder / REPORT, pd.DataFrame(rows, columns=["name", "status", "cases", "reason"]))
+    for name, status, _, reason in rows:
+        if status != CONVERTED:
+            logger.warning("%s: %s: %s", name, status, reason)
+    skipped, without = (sum(row[1] == status for row in rows) for status in (SKIPPED, LEFT_OUT))
+    if skipped or without:
+        logger.warning("%d skipped, %d left out; see %s", skipped, without, folder / REPORT)

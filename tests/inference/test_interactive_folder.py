@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nnunet_qa.config_limited_data import ClickMode
+from nnunet_qa.data.images import Geometry, read_volume, write_image
+from nnunet_qa.errors import ClickError, DatasetError, ImageError
+from nnunet_qa.inference.interactive import InteractivePredictor
+from nnunet_qa.inference.interactive_folder import SimulatedUser, interact_folder
+from nnunet_qa.interaction.click_files import Mark
+from tests.inference.interactive_model import Painter, dataset_of, plans_of, with_network
+
+GEOMETRY = Geometry((1.0, 1.0, 2.0), (5.0, -6.0, 7.0), (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+SHAPE = (3, 20, 18)
+
+
+def truth_of(case: str) -> np.ndarray:
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[0:2, 4:9, 5:10] = 1
+    if case == "b":
+        truth[:, 12:18, 3:8] = 2
+    return truth
+
+
+def write_cases(folder: Path, *, truths: dict[str, np.ndarray] | None = None) -> tuple[Path, Path]:
+    """Two cases whose images say nothing about class 2 and too little about class 1."""
+    for case in ("a", "b"):
+        truth = truth_of(case)
+        image = np.where(truth == 1, 2, -2).astype(np.float32)
+        image[0] = -2
+        write_image(folder / "images" / f"{case}_0000.nii.gz", image, GEOMETRY)
+        write_image(folder / "truths" / f"{case}.nii.gz", (truths or {}).get(case, truth), GEOMETRY)
+    return folder / "images", folder / "truths"
+
+
+def predictor_of(**more: Any) -> tuple[InteractivePredictor, Painter]:
+    network = Painter(2)
+    return with_network(network, plans_of([16, 16], **more), dataset_of(2)), network
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
+def test_a_simulated_user_clicks_once_a_slice_and_round(tmp_path: Path, order: tuple[int, int, int]) -> None:
+    images, truths = write_cases(tmp_path)
+    predictor, _ = predictor_of(order=order)
+    user = SimulatedUser(number=2, least_error=3)
+    table = interact_folder(predictor, images, tmp_path / "out", user=user, truths=truths)
+    assert table is not None
+    clicks = pd.read_csv(tmp_path / "out" / "clicks.csv")
+    along = "kji"[order[0]]
+    assert not clicks.duplicated(["case_id", "round", along]).any()
+    for case, round_, count in table[["case_id", "round", "clicks"]].drop_duplicates().itertuples(index=False):
+        assert count == ((clicks["case_id"] == case) & (clicks["round"] <= round_)).sum()
+    names = {"background": 0, "class1": 1, "class2": 2}
+    for _, click in clicks.iterrows():
+        assert names[click["label"]] == truth_of(click["case_id"])[click["k"], click["j"], click["i"]]
+        # 90° in the plane: i runs along +y, j along −x
+        assert (click["x"], click["y"], click["z"]) == (5 - click["j"], -6 + click["i"], 7 + 2 * click["k"])
+    for case in ("a", "b"):
+        mask, geometry = read_volume(tmp_path / "out" / f"{case}.nii.gz")
+        assert geometry == GEOMETRY
+        last = table[(table["case_id"] == case) & (table["label"] == "class1")].iloc[-1]
+        both = (mask == 1).sum() + (truth_of(case) == 1).sum()
+        assert last["dice"] == pytest.approx(2 * ((mask == 1) & (truth_of(case) == 1)).sum() / both)
+    start = table[(table["round"] == 0) & (table["case_id"] == "b")].set_index("label")["dice"]
+    assert start.to_dict() == {"class1": pytest.approx(2 / 3), "class2": 0}
+    by_round = table.groupby("round")["dice"].mean()
+    assert by_round[1] > by_round[0] + 0.1
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"]["class2"] == 2
+
+
+def test_a_line_first_and_nothing_in_what_is_to_be_ignored(tmp_path: Path) -> None:
+    ignored = truth_of("b")
+    ignored[:, 10:, 10:] = 3
+    images, truths = write_cases(tmp_path, truths={"a": np.where(truth_of("a") == 1, 1, 3), "b": ignored})
+    predictor, _ = predictor_of()
+    predictor.predictor.dataset_json["labels"]["ignore"] = 3
+    user = SimulatedUser(number=3, mode=ClickMode.LINE, least_error=0)
+    interact_folder(predictor, images, tmp_path / "out", user=user, truths=truths)
+    clicks = pd.read_csv(tmp_path / "out" / "clicks.csv")
+    first = clicks[clicks["round"] == 1]
+    assert first.groupby(["case_id", "label"]).size().to_dict() == {
+        ("a", "class1"): 2,
+        ("b", "class1"): 2,
+        ("b", "class2"): 3,
+    }
+    assert (first.groupby(["case_id", "label"])["i"].nunique() == 1).all()
+    for _, click in clicks.iterrows():
+        truth = read_volume(truths / f"{click['case_id']}.nii.gz")[0]
+        assert truth[click["k"], click["j"], click["i"]] != 3
+
+
+def test_clicks_of_files_one_after_the_other_and_resumed(tmp_path: Path) -> None:
+    images, truths = write_cases(tmp_path)
+    predictor, network = predictor_of()
+    marks = {"b": [Mark(at=at, physical=False, label=2, source="b.csv: line 2") for at in ((1, 14, 5), (2, 14, 5))]}
+    table = interact_folder(predictor, images, tmp_path / "out", user=marks, truths=truths)
+    assert table is not None
+    assert table.groupby("case_id")["clicks"].agg(list).to_dict() == {"a": [0, 0], "b": [0, 0, 1, 1, 2, 2]}
+    dice = table[(table["case_id"] == "b") & (table["label"] == "class2")]["dice"].to_list()
+    assert dice[0] < dice[1] < dice[2]
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
+    network.seen.clear()
+    again = interact_folder(predictor, images, tmp_path / "out", user=marks, truths=truths)
+    pd.testing.assert_frame_equal(again, table)
+    assert not network.seen
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    more = {**marks, "a": [Mark(at=(0, 0, 0), physical=False, label=1, source="a.csv: line 2")]}
+    assert interact_folder(predictor, images, tmp_path / "out", user=more) is None
+    assert not (tmp_path / "out" / "dice.csv").exists()
+    only = {"a": more["a"], "b": marks["b"]}
+    network.seen.clear()
+    interact_folder(predictor, images, tmp_path / "out", user=only)
+    assert not network.seen
+    only["a"] = only["a"][:0]
+    interact_folder(predictor, images, tmp_path / "out", user=only)
+    assert network.seen  # the clicks of a have changed
+    assert read_volume(tmp_path / "out" / "a.nii.gz")[0][0, 0, 0] == 0
+    assert files.keys() == {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truths = write_cases(tmp_path)
+    wrong = [Mark(at=(9, 0, 0), physical=False, label=1, source="b.csv: line 2")]
+    predictor, network = predictor_of()
+    with pytest.raises(ClickError, match=r"b\.csv: line 2: the click at"):
+        interact_folder(predictor, images, tmp_path / "out", user={"b": wrong}, truths=truths)
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    assert not (tmp_path / "out" / "clicks.csv").exists()
+    network.seen.clear()
+    interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths)
+    first = len(network.seen)
+    assert (tmp_path / "out" / "clicks.csv").read_text() == "case_id,round,label,k,j,i,x,y,z\n"
+    predictor.source["folds"] = ["1"]
+    with pytest.raises(DatasetError, match=r"holds other predictions \(folds\)"):
+        interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths)
+    network.seen.clear()
+    interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths, overwrite=True)
+    assert len(network.seen) == 2 * first
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    images, truths = write_cases(tmp_path)
+    predictor, _ = predictor_of()
+    with pytest.raises(DatasetError, match="no image named like case_0000"):
+        interact_folder(predictor, truths, tmp_path / "out", user={})
+    with pytest.raises(DatasetError, match=r"is not empty and holds no qa_interact\.json"):
+        interact_folder(predictor, images, images, user={})
+    write_image(truths / "a.nii.gz", np.zeros((3, 20, 17), np.uint8), GEOMETRY)
+    with pytest.raises(ImageError, match=r"a\.nii\.gz: has shape \(3, 20, 17\), its image \(3, 20, 18\)"):
+        interact_folder(predictor, images, tmp_path / "out", user=SimulatedUser(), truths=truths)
+    write_image(truths / "a.nii.gz", np.full(SHAPE, 7, np.uint8), GEOMETRY)
+    with pytest.raises(ImageError, match="label value 7 is not in dataset"):
+        interact_folder(predictor, images, tmp_path / "out", user=SimulatedUser(), truths=truths)
+    (truths / "b.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"holds no b\.nii\.gz; it needs a label map of every case"):
+        interact_folder(predictor, images, tmp_path / "out", user=SimulatedUser(), truths=truths)
