@@ -40,7 +40,13 @@ ALL = "all"
 """In place of a number of patients: as many as there are."""
 DICE = "dice.csv"
 """In a cell: mean Dice over the classes, one row a test case and number of clicks."""
-INTERACTIVE_TRAINER, RESTORATION_TRAINER, PAPER_TRAINER = "InteractiveTrainer", "RestorationTrainer", "PaperUNetTrainer"
+TRAINERS = {
+    INTERACTIVE: "InteractiveTrainer",
+    BOTH: "InteractiveTrainer",
+    PAPER: "PaperUNetTrainer",
+    RESTORATION: "RestorationTrainer",
+}
+"""Trainers of the arms; of the others `QAsemiTrainer`. All but the paper's train the network of the plans."""
 _PLAIN: Mapping[str, Any] = {"pool": {"enabled": False}}
 
 
@@ -213,19 +219,17 @@ class LimitedDataExperiment:
 
     def training(self, cell: Cell, group: str) -> Training:
         """The model of a cell."""
-        holdout, budget = self.holdout(cell.seed), self.protocol.budget
-        trainer, settings = budget.unet, dict(_PLAIN)
+        holdout, settings = self.holdout(cell.seed), dict(_PLAIN)
         if group in (INTERACTIVE, BOTH):
-            trainer, settings = INTERACTIVE_TRAINER, {**_PLAIN, "interaction": dict(self.protocol.interaction)}
+            settings["interaction"] = dict(self.protocol.interaction)
         elif group == SEMI:
-            trainer, settings = "QAsemiTrainer", {"qa_loss": dict(self.protocol.qa_loss)}
+            settings = {"qa_loss": dict(self.protocol.qa_loss)}
         elif group in (PAPER, RESTORATION):  # with the learning rate of their own loss and optimiser
-            trainer = PAPER_TRAINER if group == PAPER else RESTORATION_TRAINER
-            holdout = replace(holdout, budget=budget.model_copy(update={"initial_lr": None}))
+            holdout = replace(holdout, budget=holdout.budget.model_copy(update={"initial_lr": None}))
         return Training(
             cell=cell,
             holdout=holdout,
-            trainer=trainer,
+            trainer=TRAINERS.get(group, "QAsemiTrainer"),
             plans=holdout.plans,
             device=self.device,
             jobs=self.jobs,
