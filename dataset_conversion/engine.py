@@ -113,8 +113,8 @@ def safe_name(text: str) -> str:
     Raises:
         DatasetError: nothing is left of the text.
 
-    >>> safe_name("Bein links (Größe 2).nii")
-    'Bein_links_Gr_e_2_nii'
+    >>> safe_name("left leg (Größe 2).nii")
+    'left_leg_Gr_e_2_nii'
     """
     name = _UNSAFE.sub("_", text).strip("_")
     if not name:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from skimage.transform import resize, resize_local_mean
 
 from nnunet_qa.cases import Role
 from nnunet_qa.data.images import check_finite, check_same_grid
-from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.data.retina import RetinaBand, default_crop_rows, find_retina, padding_mask
+from nnunet_qa.dataset_conversion.engine import Case, LeftOut
 from nnunet_qa.errors import CaseTableError, DatasetError, ImageError, nearest
-from nnunet_qa.progress import track
-
-logger = logging.getLogger(__name__)
-Unit = TypeVar("Unit")
 
 SIZE = (80, 192)
 """Rows and columns of a converted B-scan: a crop of 320 x 768 native pixels, shrunk fourfold."""
@@ -73,13 +66,23 @@ class Framing:
     def mask(self, cropped: np.ndarray) -> np.ndarray:
         """A mask at the size of the case, uint8.
 
-        A pixel is fluid where at least half of its area is: this keeps the area of fluid, also of cysts that are a few
-        pixels wide, while nearest neighbours would keep or drop these by chance.
+        A pixel is fluid where at least half of its area is, and of several fluids it is the one with the largest part:
+        this keeps the area of fluid, also of cysts that are a few pixels wide, while nearest neighbours would keep or
+        drop these by chance.
         """
         if self.size is None or self.size == cropped.shape:
             return cropped.astype(np.uint8)
-        share = resize_local_mean(cropped.astype(np.float64), self.size, preserve_range=True)
-        return (share >= 0.5 - 1e-9).astype(np.uint8)  # rounding must not decide about an exact half
+        fluids = np.unique(cropped[cropped > 0])
+        if not fluids.size:
+            return np.zeros(self.size, dtype=np.uint8)
+        shares = np.stack(
+            [
+                resize_local_mean((cropped == fluid).astype(np.float64), self.size, preserve_range=True)
+                for fluid in fluids
+            ]
+        )
+        enough = shares.sum(axis=0) >= 0.5 - 1e-9  # rounding must not decide about an exact half
+        return np.where(enough, fluids[shares.argmax(axis=0)], 0).astype(np.uint8)
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -131,14 +134,6 @@ class BscanCase:
     role: Role
 
 
-@dataclass
-class Outcome:
-    """What came of the B-scans of one file or stack: rows for the case table, and what to warn of."""
-
-    rows: list[dict[str, object]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
 def scale_of(pixels: np.ndarray, name: str) -> float:
     """Factor that brings intensities to 0–255: 1, 255 for values up to 1 in a float type, 1/257 for 16 bits.
 
@@ -155,59 +150,61 @@ def scale_of(pixels: np.ndarray, name: str) -> float:
     return 1.0
 
 
-def convert_bscan(
-    dataset: RawDataset,
-    case: BscanCase,
-    image: np.ndarray,
-    fluid: np.ndarray | None,
-    *,
-    framing: Framing,
-    scale: float,
-    outcome: Outcome,
-) -> None:
-    """Crop, resize and write one B-scan, unless an earlier run has; add its row to the outcome.
+def frame_bscan(
+    case: BscanCase, image: np.ndarray, fluid: np.ndarray | None, *, framing: Framing, scale: float
+) -> Iterator[Case | LeftOut]:
+    """Crop and resize one B-scan.
 
-    A B-scan without contents (all pixels alike) is left out with a warning, and so is one of the pool in which no
-    retina is found.
+    Left out are a B-scan without contents (all pixels alike), one in which neither retina is found nor fluid drawn, and
+    what the crop cuts off of the fluid.
 
     Args:
-        dataset: where to.
         case: what the B-scan is.
         image: native B-scan `(rows, columns)`.
-        fluid: boolean mask on the same grid, None where not annotated.
+        fluid: mask on the same grid, booleans or label values; None where not annotated.
         framing: crop and size.
         scale: factor to 0–255, from `scale_of`.
-        outcome: what the row and warnings are added to.
+
+    Yields:
+        The case, its place in the native B-scan in its row, and what is left out.
 
     Raises:
-        ImageError: NaN intensities, a mask of another shape, or no retina in an annotated B-scan.
+        ImageError: NaN intensities, a mask of another shape, or no retina in a B-scan with fluid.
     """
     check_finite(image, case.case_id)
     if fluid is not None:
         check_same_grid(image, fluid, case.case_id)
     if image.min() == image.max():
-        outcome.warnings.append(f"{case.case_id}: left out: all pixels are {float(image.min()):g}")
+        yield LeftOut(case.case_id, f"all pixels are {float(image.min()):g}")
         return
     pixels = np.rint(image * scale).astype(np.uint8)
+    drawn = 0 if fluid is None else int(np.count_nonzero(fluid))
     try:
         band = framing.band(pixels)
     except ImageError as error:
-        if fluid is not None:
+        if drawn:
             raise ImageError(f"{case.case_id}: {error}") from error
-        outcome.warnings.append(f"{case.case_id}: left out: {error}")
+        yield LeftOut(case.case_id, str(error))
         return
     if framing.blank_padding:
         pixels[padding_mask(pixels)] = 0
     rows = slice(band.top, band.bottom)
-    if fluid is not None and (lost := int(fluid.sum()) - int(fluid[rows].sum())):
-        outcome.warnings.append(
-            f"{case.case_id}: the crop cuts off {lost} of {int(fluid.sum())} fluid pixels; raise --crop-rows"
-        )
-    if not dataset.has_case(case.case_id, case.role, labelled=fluid is not None):
-        mask = None if fluid is None else framing.mask(fluid[rows])
-        dataset.write_case(case.case_id, case.role, [framing.image(pixels[rows])], mask)
+    if fluid is not None and (lost := drawn - int(np.count_nonzero(fluid[rows]))):
+        yield LeftOut(f"{case.case_id}: {lost} of {drawn} fluid pixels", "the crop cuts them off; raise --crop-rows")
     place = (band.top, 0, band.rows, image.shape[1], *image.shape)
-    outcome.rows.append({**asdict(case), "role": case.role.value, **dict(zip(PLACE, place, strict=True))})
+    yield Case(
+        case_id=case.case_id,
+        role=case.role,
+        images=[framing.image(pixels[rows])],
+        label=None if fluid is None else framing.mask(fluid[rows]),
+        row={
+            "subject_id": case.subject_id,
+            "stack_id": case.stack_id,
+            "slice_index": case.slice_index,
+            "site": case.site,
+            **dict(zip(PLACE, place, strict=True)),
+        },
+    )
 
 
 def restore(mask: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
@@ -240,45 +237,3 @@ def restore(mask: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
         mask, (rows, columns), order=0, anti_aliasing=False, preserve_range=True
     )
     return native
-
-
-def convert_units(
-    dataset: RawDataset,
-    units: Sequence[Unit],
-    function: Callable[[Unit], Outcome],
-    *,
-    what: str,
-    jobs: int,
-    folds: int,
-    overwrite: bool,
-) -> Path:
-    """Begin or resume a dataset, convert files or stacks in parallel, and finish it.
-
-    Args:
-        dataset: where to.
-        units: subjects' files or stacks; each goes to one process.
-        function: converts one of them.
-        what: text of the progress bar.
-        jobs: processes.
-        folds: cross-validation folds.
-        overwrite: delete an earlier conversion first.
-
-    Returns:
-        The dataset's folder.
-
-    Raises:
-        DatasetError: see `RawDataset.begin` and `RawDataset.finish`; jobs or folds are too few.
-    """
-    if jobs < 1 or folds < 2:
-        raise DatasetError(f"-np {jobs} and --folds {folds}: give at least 1 process and 2 folds")
-    dataset.begin(overwrite=overwrite)
-    running = Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(unit) for unit in units)
-    rows: list[dict[str, object]] = []
-    for outcome in track(running, what, total=len(units)):
-        rows += outcome.rows
-        for line in outcome.warnings:
-            logger.warning("%s", line)
-    if not rows:
-        raise DatasetError(f"{dataset.folder}: no B-scan could be converted (see the warnings above)")
-    dataset.finish(rows, jobs=jobs, folds=folds)
-    return dataset.folder

@@ -6,7 +6,7 @@ Every volume has 61 B-scans of which 11 carry manual fluid; the others are NaN t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from scipy.io import loadmat, whosmat
 
 from nnunet_qa.cases import Role
 from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below
+from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import (
     LABELS,
     BscanCase,
     Framing,
-    Outcome,
     chosen_subjects,
-    convert_bscan,
-    convert_units,
+    frame_bscan,
     parse_size,
     scale_of,
 )
@@ -44,9 +44,7 @@ def convert(
     framing: Framing | None = None,
     grader: int = 1,
     test_subjects: Iterable[str] = (),
-    jobs: int = 1,
-    folds: int = 5,
-    overwrite: bool = False,
+    options: Options | None = None,
 ) -> Path:
     """Convert the Duke DME set; a run that was killed is resumed by running it again.
 
@@ -58,17 +56,13 @@ def convert(
         grader: whose manual fluid, 1 or 2.
         test_subjects: subjects (S01 …) kept for testing: their annotated B-scans become imagesTs and labelsTs, their
             other B-scans are left out, so that nothing is ever trained on them.
-        jobs: processes; each holds one volume (about 0.5 GB) in memory.
-        folds: cross-validation folds, grouped by subject.
-        overwrite: delete an earlier conversion first.
+        options: processes (each holds one volume, about 0.5 GB), folds, strictness; None for the defaults.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: no files, a subject stands twice, unknown test subjects, a file cannot be read or lacks a key.
-        ImageError: shapes do not fit, NaN in an image, or an annotated B-scan without a retina.
-        DependencyError: a file is of MATLAB's version 7.3 and h5py is not installed.
+        DatasetError: no files, a subject stands twice, unknown test subjects, or no file could be converted.
     """
     if grader not in GRADERS:
         raise DatasetError(f"--grader {grader}: the set has the graders 1 and 2")
@@ -89,10 +83,9 @@ def convert(
         },
         extra={"reference": REFERENCE},
     )
-    function = partial(_convert_subject, dataset=dataset, framing=framing, grader=grader, test=test)
-    return convert_units(
-        dataset, list(files.items()), function, what="Subjects", jobs=jobs, folds=folds, overwrite=overwrite
-    )
+    read = partial(read_subject, source=source, framing=framing, grader=grader, test=test)
+    units = [Unit(subject, (subject, path)) for subject, path in files.items()]
+    return convert_units(dataset, units, read, what="Subjects", options=options or Options())
 
 
 def find_subjects(source: Path) -> dict[str, Path]:
@@ -168,13 +161,30 @@ def _read_hdf5(path: Path, names: list[str]) -> tuple[dict[str, np.ndarray], lis
         return {name: np.asarray(file[name]).T for name in names if name in file}, list(file)
 
 
-def _convert_subject(
-    unit: tuple[str, Path], *, dataset: RawDataset, framing: Framing, grader: int, test: set[str]
-) -> Outcome:
-    subject, path = unit
+def read_subject(
+    content: tuple[str, Path], *, source: Path, framing: Framing, grader: int, test: set[str]
+) -> Iterator[Case | LeftOut]:
+    """The B-scans of one subject.
+
+    Args:
+        content: subject and its file.
+        source: the folder that the file must lie in.
+        framing: crop and size.
+        grader: whose manual fluid, 1 or 2.
+        test: subjects kept for testing.
+
+    Yields:
+        Cases in the order of the volume, and what is left out.
+
+    Raises:
+        DatasetError: the file cannot be read, lacks a key or is a link out of the source.
+        ImageError: shapes do not fit, NaN in an image, or a B-scan with fluid but without a retina.
+        DependencyError: the file is of MATLAB's version 7.3 and h5py is not installed.
+    """
+    subject, path = content
     key = f"manualFluid{grader}"
-    content = read_mat(path, ("images", key))
-    images, fluid = (_volume(content[name]) for name in ("images", key))
+    variables = read_mat(below(path, source), ("images", key))
+    images, fluid = (_volume(variables[name]) for name in ("images", key))
     if images.ndim != 3 or images.shape != fluid.shape or not images.size:
         raise ImageError(
             f"{path}: images have shape {images.shape}, {key} {fluid.shape}; both must be (rows, columns, B-scans)"
@@ -182,19 +192,17 @@ def _convert_subject(
     annotated = np.ones(fluid.shape[2], dtype=bool)
     if np.issubdtype(fluid.dtype, np.floating):
         annotated = ~np.isnan(fluid).all(axis=(0, 1))
+    if subject in test and not annotated.all():
+        yield LeftOut(f"{subject}: {int((~annotated).sum())} B-scans", "are not annotated, of a subject for testing")
     scale = scale_of(images, f"{path}: images")
-    outcome = Outcome()
     for index in range(images.shape[2]):
-        role = Role.LABELLED if annotated[index] else Role.UNLABELLED
-        if subject in test:
-            if role is Role.UNLABELLED:
-                continue
-            role = Role.TEST
+        if subject in test and not annotated[index]:
+            continue
+        role = Role.TEST if subject in test else Role.LABELLED if annotated[index] else Role.UNLABELLED
         case = BscanCase(f"{subject}_bscan{index:02d}", subject, subject, index, "duke", role)
         # single pixels of an annotated B-scan that are NaN are taken for background, as NaN > 0 is false
         mask = fluid[..., index] > 0 if annotated[index] else None
-        convert_bscan(dataset, case, images[..., index], mask, framing=framing, scale=scale, outcome=outcome)
-    return outcome
+        yield from frame_bscan(case, images[..., index], mask, framing=framing, scale=scale)
 
 
 def _volume(array: np.ndarray) -> np.ndarray:
@@ -217,7 +225,9 @@ def command(
         [], "--test-subjects", help="Subjects kept for testing, such as S05,S06; may be repeated."
     ),
     jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
+    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
     folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
+    strict: bool = typer.Option(False, "--strict", help="Stop at the first file that cannot be converted."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
 ) -> None:
     """Convert the Duke DME set (Chiu et al. 2015).
@@ -236,9 +246,7 @@ def command(
         framing=framing,
         grader=grader,
         test_subjects=test_subjects,
-        jobs=jobs,
-        folds=folds,
-        overwrite=overwrite,
+        options=Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite),
     )
     typer.echo(f"Wrote {folder}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,14 @@ import typer
 from nnunet_qa.cases import Role
 from nnunet_qa.data.images import check_finite, check_same_grid, read_picture
 from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below
+from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import (
     LABELS,
     BscanCase,
     Framing,
-    Outcome,
     chosen_subjects,
-    convert_bscan,
-    convert_units,
+    frame_bscan,
     parse_size,
     scale_of,
 )
@@ -49,9 +49,10 @@ class Stack:
     Attributes:
         subject: `<vendor>_<n>`, lower case.
         vendor: lower case.
-        split: `train` or `test`.
+        split: `train` or `test`; empty for a stack that has neither.
         images: files by number.
         masks: files by number: one, or two whose overlap is meant.
+        fault: why it cannot be converted; None for a stack that fits the layout.
     """
 
     subject: str
@@ -59,6 +60,12 @@ class Stack:
     split: str
     images: dict[int, Path]
     masks: dict[int, tuple[Path, ...]]
+    fault: str | None = None
+
+    @property
+    def stack_id(self) -> str:
+        """`<vendor>_<n>_<split>`."""
+        return f"{self.subject}_{self.split}".rstrip("_")
 
 
 def convert(
@@ -69,9 +76,7 @@ def convert(
     framing: Framing | None = None,
     grader: str | None = None,
     test_subjects: Iterable[str] = (),
-    jobs: int = 1,
-    folds: int = 5,
-    overwrite: bool = False,
+    options: Options | None = None,
 ) -> Path:
     """Convert the OPTIMA cyst challenge; a run that was killed is resumed by running it again.
 
@@ -86,21 +91,20 @@ def convert(
         grader: G1, G2 or G3 (where only G1 and G2 exist: what both call fluid); None for masks right in `GT`.
         test_subjects: further stacks (`<vendor>_<n>`) kept for testing: their annotated B-scans become test cases,
             their other B-scans are left out.
-        jobs: processes.
-        folds: cross-validation folds, grouped by subject.
-        overwrite: delete an earlier conversion first.
+        options: processes, folds, strictness; None for the defaults.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: the layout is another one, a B-scan stands twice, a grader or an image is missing.
-        ImageError: a file cannot be read, shapes do not fit, or an annotated B-scan has no retina.
+        DatasetError: the layout is another one, a stack stands twice, or no stack could be converted.
     """
     if grader is not None and grader.upper() not in GRADERS:
         raise DatasetError(f"--grader {grader}: choose from {', '.join(GRADERS)}")
     grader = grader.upper() if grader else None
     stacks = find_stacks(source, grader=grader)
+    if all(stack.fault for stack in stacks):
+        raise DatasetError(str(stacks[0].fault))
     test = chosen_subjects(test_subjects, {stack.subject for stack in stacks})
     framing = framing or Framing()
     dataset = RawDataset.named(
@@ -117,15 +121,20 @@ def convert(
         },
         extra={"reference": "OPTIMA cyst segmentation challenge, MICCAI 2015"},
     )
-    function = partial(_convert_stack, dataset=dataset, framing=framing, test=test)
-    return convert_units(dataset, stacks, function, what="Stacks", jobs=jobs, folds=folds, overwrite=overwrite)
+    read = partial(read_stack, source=source, framing=framing, test=test)
+    units = [Unit(stack.stack_id, stack) for stack in stacks]
+    return convert_units(dataset, units, read, what="Stacks", options=options or Options())
 
 
 def find_stacks(source: Path, *, grader: str | None) -> list[Stack]:
     """Go through the folders and match masks to images, before anything is written.
 
+    Returns:
+        The stacks by name; what does not fit the layout (a folder, a grader or all images missing, a B-scan twice) is
+        told as their `fault`.
+
     Raises:
-        DatasetError: says which folder, image or grader is missing, or which B-scan stands twice.
+        DatasetError: there are no stacks, or one stands twice.
     """
     if not source.is_dir():
         raise DatasetError(f"{source}: no such folder; give the folder that holds {LAYOUT} with -i")
@@ -138,12 +147,15 @@ def find_stacks(source: Path, *, grader: str | None) -> list[Stack]:
         subject = f"{vendor}_{int(match.group(2))}"
         splits = [(split, found) for split in ("train", "test") if (found := _child(folder, split))]
         if not splits:
-            raise DatasetError(f"{folder}: has neither a folder train nor test; expected {LAYOUT}")
+            fault = f"{folder}: has neither a folder train nor test; expected {LAYOUT}"
+            stacks[subject, ""] = Stack(subject, vendor, "", {}, {}, fault)
         for split, found in splits:
             if (subject, split) in stacks:
                 raise DatasetError(f"{found}: the stack {subject} stands there twice; remove one of the two folders")
-            images, masks = _matched(found, grader)
-            stacks[subject, split] = Stack(subject, vendor, split, images, masks)
+            try:
+                stacks[subject, split] = Stack(subject, vendor, split, *_matched(found, grader))
+            except DatasetError as error:
+                stacks[subject, split] = Stack(subject, vendor, split, {}, {}, str(error))
     if not stacks:
         raise DatasetError(f"{source}: no folder named <vendor>_<n> there; expected {LAYOUT}")
     both = sorted(subject for subject, split in stacks if split == "train" and (subject, "test") in stacks)
@@ -164,9 +176,6 @@ def _matched(folder: Path, grader: str | None) -> tuple[dict[int, Path], dict[in
         raise DatasetError(f"{folder / 'Image'}: no bscan_<k>.png, .jpg or .tif there; expected {LAYOUT}")
     mask_folder = _child(folder, "GT")
     masks = _masks(mask_folder, grader) if mask_folder else {}
-    for number, paths in masks.items():
-        if number not in images:
-            raise DatasetError(f"{paths[0]}: has no image bscan_{number} in {image_folder}")
     return images, masks
 
 
@@ -207,27 +216,42 @@ def _child(folder: Path, name: str) -> Path | None:
     return next(matches, None)
 
 
-def _convert_stack(stack: Stack, *, dataset: RawDataset, framing: Framing, test: set[str]) -> Outcome:
-    outcome = Outcome()
-    left_out = 0
+def read_stack(stack: Stack, *, source: Path, framing: Framing, test: set[str]) -> Iterator[Case | LeftOut]:
+    """The B-scans of one stack.
+
+    Args:
+        stack: its files.
+        source: the folder that the files must lie in.
+        framing: crop and size.
+        test: stacks kept for testing.
+
+    Yields:
+        Cases by number, and what is left out, masks without an image among it.
+
+    Raises:
+        DatasetError: the stack does not fit the layout, or a file is a link out of the source.
+        ImageError: a file cannot be read, shapes do not fit, or a B-scan with fluid has no retina.
+    """
+    if stack.fault:
+        raise DatasetError(stack.fault)
+    for number in sorted(stack.masks.keys() - stack.images.keys()):
+        yield LeftOut(str(stack.masks[number][0]), f"has no image bscan_{number} in Image")
+    for_test = stack.split == "test" or stack.subject in test
+    if for_test and (without := len(stack.images.keys() - stack.masks.keys())):
+        yield LeftOut(f"{stack.stack_id}: {without} B-scans", "have no mask, of a stack for testing")
     for number, path in stack.images.items():
         annotated = number in stack.masks
-        for_test = stack.split == "test" or stack.subject in test
         if for_test and not annotated:
-            left_out += 1
             continue
         role = Role.TEST if for_test else Role.LABELLED if annotated else Role.UNLABELLED
-        stack_id = f"{stack.subject}_{stack.split}"
-        case = BscanCase(f"{stack_id}_bscan_{number:03d}", stack.subject, stack_id, number, stack.vendor, role)
-        image = read_picture(path)
+        case_id = f"{stack.stack_id}_bscan_{number:03d}"
+        case = BscanCase(case_id, stack.subject, stack.stack_id, number, stack.vendor, role)
+        image = read_picture(below(path, source))
         check_finite(image, str(path))
-        mask = read_fluid(stack.masks[number]) if annotated else None
+        mask = read_fluid(tuple(below(one, source) for one in stack.masks[number])) if annotated else None
         if mask is not None:
             check_same_grid(image, mask, str(stack.masks[number][0]))
-        convert_bscan(dataset, case, image, mask, framing=framing, scale=scale_of(image, str(path)), outcome=outcome)
-    if left_out and stack.split == "test":
-        outcome.warnings.append(f"{stack.subject}/test: {left_out} B-scans without a mask were left out")
-    return outcome
+        yield from frame_bscan(case, image, mask, framing=framing, scale=scale_of(image, str(path)))
 
 
 def read_fluid(paths: tuple[Path, ...]) -> np.ndarray:
@@ -267,7 +291,9 @@ def command(
         [], "--test-subjects", help="Further stacks kept for testing, such as cirrus_4; may be repeated."
     ),
     jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
+    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
     folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
+    strict: bool = typer.Option(False, "--strict", help="Stop at the first stack that cannot be converted."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
 ) -> None:
     """Convert the OPTIMA cyst segmentation challenge.
@@ -284,9 +310,7 @@ def command(
         framing=framing,
         grader=grader,
         test_subjects=test_subjects,
-        jobs=jobs,
-        folds=folds,
-        overwrite=overwrite,
+        options=Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite),
     )
     typer.echo(f"Wrote {folder}")
 

@@ -15,9 +15,9 @@ from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, ModelError
 from nnunet_qa.inference.predictor import unwrapped
-from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels, click_channels
+from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels, click_channels, different
 from nnunet_qa.interaction.clicks import BACKGROUND
 from nnunet_qa.interaction.dialogue import Dialogue, Draw, draw
 from nnunet_qa.networks.click_input import with_click_input
@@ -135,6 +135,23 @@ class InteractiveTrainer(PoolTrainer):
     def _with_clicks(batch: dict, data: torch.Tensor, targets: list[torch.Tensor], channels: torch.Tensor) -> dict:
         target = targets if isinstance(batch["target"], list) else targets[0]
         return {**batch, "data": torch.cat((data, channels), dim=1), "target": target}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net's.
+
+        Raises:
+            ModelError: the checkpoint was trained with clicks that look otherwise than `qa.yaml` says.
+        """
+        content = filename_or_checkpoint
+        if not isinstance(content, dict):
+            content = torch.load(content, map_location="cpu", weights_only=False, mmap=True)
+        ours = asdict(self.dialogue.channels)
+        found = different(content.get(CHECKPOINT_KEY, ours), ours)
+        if found is not None:
+            raise ModelError(
+                f"{self.output_folder}: trained with clicks of {found} in qa.yaml; set it back, or train from the start"
+            )
+        super().load_checkpoint(filename_or_checkpoint)
 
     def _complete_checkpoint(self, path: Path) -> None:
         """What an interactive prediction must know about the clicks of the training."""

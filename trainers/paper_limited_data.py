@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.helpers import dummy_context
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import autocast, nn
 from torch import distributed as dist
+from torch.nn import functional
 
 from nnunet_qa.config import PoolConfig, ScoringConfig
 from nnunet_qa.data.slice_loader import SliceLoader, slices_of
@@ -113,11 +114,11 @@ class PaperUNetTrainer(PoolTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs, exponent=0)
 
     def _build_loss(self) -> nn.Module:
-        """Cross entropy of classes or regions; nnU-Net's losses leave the ignore label out of it."""
+        """Cross entropy of classes or regions, without what has the ignore label."""
         ignored = self.label_manager.ignore_label
         if self.label_manager.has_regions:
             return DC_and_BCE_loss({}, {}, weight_dice=0, use_ignore_label=ignored is not None)
-        return DC_and_CE_loss({}, {}, weight_dice=0, ignore_label=ignored)
+        return CrossEntropyOfKnown(ignored)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Random patches without augmentation; those of the validation are the same after each epoch.
@@ -187,7 +188,13 @@ class PaperUNetTrainer(PoolTrainer):
         """As nnU-Net's; the best Dice so far takes the place of the moving average that chooses checkpoint_best."""
         super().on_validation_epoch_end(val_outputs)
         logged = self.logger.local_logger.my_fantastic_logging
-        logged["ema_fg_dice"][-1] = np.nanmax(logged["mean_fg_dice"])
+        # 0 where all are NaN, for nnU-Net would find nothing better than a NaN
+        logged["ema_fg_dice"][-1] = max((dice for dice in logged["mean_fg_dice"] if not math.isnan(dice)), default=0.0)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net's; the best checkpoint on disk, the final model perhaps, stays until there is a better one."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._keep_best_on_disk()
 
     def on_train_end(self) -> None:
         """As nnU-Net's, with the weights of the best validation Dice, which are the paper's final model."""
@@ -201,3 +208,23 @@ class PaperUNetTrainer(PoolTrainer):
         else:
             self.print_to_log_file(f"{path}: not there, so the final model is that of the last epoch")
         super().on_train_end()
+
+
+class CrossEntropyOfKnown(nn.Module):
+    """Mean cross entropy of the pixels whose class is known; 0, with a gradient of 0, where there is none.
+
+    nnU-Net's is then a number without a gradient, which stops the training.
+
+    Args:
+        ignored: label of pixels of unknown class; None where there are none.
+    """
+
+    def __init__(self, ignored: int | None) -> None:
+        super().__init__()
+        self.ignored = -100 if ignored is None else ignored
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of `logits`, `(batch, classes, y, x)`, against labels `(batch, 1, y, x)`."""
+        truth = target[:, 0].long()
+        loss = functional.cross_entropy(logits, truth, ignore_index=self.ignored, reduction="sum")
+        return loss / (truth != self.ignored).sum().clamp(min=1)

@@ -34,7 +34,7 @@ from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import grouped_splits, pseudo_labelled, read_splits, with_pseudo_labels, write_splits
 from nnunet_qa.errors import CaseTableError, DatasetError, SelectionError
 from nnunet_qa.files import replacing
-from nnunet_qa.inference.predictor import class_names
+from nnunet_qa.inference.predictor import class_names, unwrapped
 from nnunet_qa.quality.disagreement import agreement_of_outputs
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality, write_quality
@@ -43,6 +43,7 @@ from nnunet_qa.selection.queue import annotation_queue, write_queue
 
 from .final_scoring import score_cases, with_true_dice
 from .heads import check_two_trained, head_weights
+from .pretrained import preprocessing, refuse_other_preprocessing
 from .progress import QUANTITIES, QALocalLogger
 
 
@@ -60,6 +61,7 @@ class PoolTrainer(nnUNetTrainer):
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
     initial_lr: float
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -87,6 +89,12 @@ class PoolTrainer(nnUNetTrainer):
         if self.config.injection.enabled and not self.injects:
             why = "there is no pool" if not self.pool_images else f"{type(self).__name__} does not inject"
             self.print_to_log_file(f"injection: enabled in qa.yaml and left out: {why}")
+
+    def initialize(self) -> None:
+        """As nnU-Net's; the network then refuses pretrained weights of images that were preprocessed otherwise."""
+        super().initialize()
+        ours = preprocessing(self.plans_manager.plans, self.configuration_manager.configuration)
+        refuse_other_preprocessing(unwrapped(self.network), ours)
 
     @property
     def injects(self) -> bool:
@@ -318,6 +326,15 @@ class PoolTrainer(nnUNetTrainer):
         with replacing(Path(filename)) as temporary:
             super().save_checkpoint(str(temporary))
             self._complete_checkpoint(temporary)
+
+    def _keep_best_on_disk(self) -> None:
+        """After a checkpoint was loaded: let a better `checkpoint_best.pth` of a later epoch stay till it is beaten."""
+        path = Path(self.output_folder) / "checkpoint_best.pth"
+        if not path.is_file():
+            return
+        best = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["_best_ema"]
+        if best is not None and (self._best_ema is None or best > self._best_ema):
+            self._best_ema = best
 
     def _complete_checkpoint(self, path: Path) -> None:
         """Add to a checkpoint, before it takes the place of the last one, what a resumed training needs beside it."""

@@ -7,6 +7,7 @@ trainer of the same plans; nnU-Net starts the output layers afresh. docs/restora
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,10 +36,9 @@ from nnunet_qa.pretext.picture import restoration_picture
 from nnunet_qa.pretext.transform import RestorationTransform, distorted_pair, unit_scale
 
 from .pool_trainer import PoolTrainer, gathered
+from .pretrained import DESCRIPTION, PREPROCESSING, preprocessing
 
 HALF = "checkpoint_half.pth"
-DESCRIPTION = "restoration"
-"""Key of checkpoints, and name of the JSON file, that say what was trained on what."""
 _MEASURED = 32
 _SHOWN = 3
 
@@ -52,7 +52,6 @@ class RestorationTrainer(PoolTrainer):
 
     preprocessed_dataset_folder: str
     current_epoch: int
-    _best_ema: float | None
 
     def __init__(
         self,
@@ -89,9 +88,14 @@ class RestorationTrainer(PoolTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The plans' network with one output a channel, however many classes there are."""
-        return nnUNetTrainer.build_network_architecture(
+        network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_input_channels, enable_deep_supervision
         )
+        if not enable_deep_supervision:
+            # the heads of coarse levels are there and unused, and DDP waits for each gradient that is asked for
+            for head in getattr(getattr(network, "decoder", None), "seg_layers", [])[:-1]:
+                head.requires_grad_(False)
+        return network
 
     def initialize(self) -> None:
         """As nnU-Net's, also for a dataset without any annotated case.
@@ -120,6 +124,8 @@ class RestorationTrainer(PoolTrainer):
 
         Held out are the subjects that the fold validates, so that folds stay what they are in the training that
         follows; where there are none (fold `all`, or too few annotated subjects for folds), some drawn by chance.
+        Annotated cases that the fold leaves out are left out here too, a test set say, and with them pool images of
+        subjects of whom the fold has no case.
 
         Raises:
             DatasetError: there are images of one subject only.
@@ -129,15 +135,20 @@ class RestorationTrainer(PoolTrainer):
         subjects = {case: known.get(case, case) for case in (*self.annotated, *self.pool_images)}
         splits = Path(self.preprocessed_dataset_folder_base) / SPLITS
         enough = len({subjects[case] for case in self.annotated}) >= (5 if table is None else 2)
+        left_out: set[str] = set()
         if self.fold != "all" and self.annotated and (enough or splits.is_file()):
-            held_out = {subjects[case] for case in super().do_split()[1]}
+            trained, validated = super().do_split()
+            held_out = {subjects[case] for case in validated}
+            left_out = set(self.annotated) - {*trained, *validated}
+            unknown = {subjects[case] for case in left_out} - {subjects[case] for case in trained} - held_out
+            left_out |= {case for case in self.pool_images if subjects[case] in unknown}
         else:
             names = sorted(set(subjects.values()))
             number = max(1, round(self.config.restoration.held_out * len(names)))
             seed = 0 if self.fold == "all" else self.fold + 1
             held_out = set(np.random.default_rng(seed).permutation(names)[:number].tolist())
         parts: tuple[list[str], list[str]] = ([], [])
-        for case in sorted(subjects):
+        for case in sorted(set(subjects) - left_out):
             parts[subjects[case] in held_out].append(case)
         if not parts[0]:
             raise DatasetError(
@@ -149,6 +160,9 @@ class RestorationTrainer(PoolTrainer):
     def get_tr_and_val_datasets(self) -> tuple[JointDataset, JointDataset]:
         """Pool and annotated images together, in the parts of `do_split`."""
         train, held_out = self.do_split()
+        left_out = len({*self.annotated, *self.pool_images} - {*train, *held_out})
+        if left_out:
+            self.print_to_log_file(f"{left_out} images left out: by {SPLITS} they are not of fold {self.fold}")
         return self._images(train), self._images(held_out)
 
     def _images(self, cases: Sequence[str]) -> JointDataset:
@@ -202,7 +216,8 @@ class RestorationTrainer(PoolTrainer):
             self.save_checkpoint(os.fspath(folder / "checkpoint_latest.pth"))
         if done == self._half:
             self.save_checkpoint(os.fspath(folder / HALF))
-        if self._best_ema is None or -loss > self._best_ema:  # under this name nnU-Net keeps it in checkpoints
+        # under this name nnU-Net keeps it in checkpoints; nothing would ever be better than a NaN
+        if not math.isnan(loss) and (self._best_ema is None or -loss > self._best_ema):
             self._best_ema = -loss
             self.save_checkpoint(os.fspath(folder / "checkpoint_best.pth"))
         if self.local_rank == 0:
@@ -213,25 +228,36 @@ class RestorationTrainer(PoolTrainer):
     def _half(self) -> int:
         return (self.num_epochs + 1) // 2
 
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net's; the best checkpoint on disk stays until there is a better one."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._keep_best_on_disk()
+
     def _complete_checkpoint(self, path: Path) -> None:
         content = torch.load(path, map_location="cpu", weights_only=False)
         torch.save({**content, DESCRIPTION: self.description()}, path)
 
     def description(self) -> dict[str, Any]:
         """What is trained on what, in plain Python, for the checkpoints and `restoration.json`."""
-        held_out = self.do_split()[1]
+        train, held_out = self.do_split()
+        used = {*train, *held_out}
         return {
             "dataset": self.plans_manager.dataset_name,
             "plans": self.plans_manager.plans_name,
             "configuration": self.configuration_name,
             "fold": self.fold,
-            "images": {"annotated": len(self.annotated), "pool": len(self.pool_images), "held_out": len(held_out)},
+            "images": {
+                "annotated": len(used & set(self.annotated)),
+                "pool": len(used & set(self.pool_images)),
+                "held_out": len(held_out),
+            },
             "held_out_cases": held_out,
             "patch_size": [int(side) for side in self.configuration_manager.patch_size],
             "batch_size": self.configuration_manager.batch_size,
             "epochs": self.num_epochs,
             "iterations": self.num_epochs * self.num_iterations_per_epoch,
             "settings": self.config.restoration.model_dump(mode="json"),
+            PREPROCESSING: preprocessing(self.plans_manager.plans, self.configuration_manager.configuration),
             "versions": {
                 "nnunet_qa": __version__,
                 "nnunetv2": getattr(nnunetv2, "__version__", ""),
@@ -242,6 +268,8 @@ class RestorationTrainer(PoolTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """In place of nnU-Net's, for there are no segmentations: writes `restoration.json` and `restored.png`."""
+        if self.pool_images and self.pool is None:
+            self._prepare_pool()  # all ranks together, as rank 0 waits for the others in it
         if self.local_rank != 0:
             return
         folder = Path(self.output_folder)

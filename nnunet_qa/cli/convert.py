@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import typer
 
-from nnunet_qa.dataset_conversion import oct_chiu, oct_ocsc, oct_retouch
+from nnunet_qa.dataset_conversion import (
+    covid_kaggle,
+    covid_medseg,
+    covid_radiopaedia,
+    covid_zenodo,
+    fibula,
+    folder,
+    oct_chiu,
+    oct_ocsc,
+    oct_retouch,
+    ukbiobank,
+)
 
 COMMANDS = {
     "oct-chiu": oct_chiu.command,
     "oct-ocsc": oct_ocsc.command,
     "oct-retouch": oct_retouch.command,
+    "covid-medseg": covid_medseg.command,
+    "covid-radiopaedia": covid_radiopaedia.command,
+    "covid-kaggle": covid_kaggle.command,
+    "covid-zenodo": covid_zenodo.command,
+    "ukbiobank": ukbiobank.command,
+    "fibula": fibula.command,
+    "folder": folder.command,
 }
 
 

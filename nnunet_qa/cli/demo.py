@@ -19,11 +19,14 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     output: Path = typer.Option(Path("demo_out"), "-o", help="Folder for everything that the demo writes."),
+    dataset: str = typer.Option(
+        "oct-chiu", "--dataset", metavar="SOURCE", help="Layout of the phantom, named as in `nnunet-qa convert`."
+    ),
     device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes of each step."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
 ) -> None:
-    """Draw an OCT phantom and run the loop on it: convert, plan, train, predict with quality, what to annotate next.
+    """Draw a phantom and run the loop on it: convert, plan, train, predict with quality, what to annotate next.
 
     Takes about four minutes on two cores. Prints each command, so that you can type them for your own data.
 
@@ -32,17 +35,19 @@ def demo(
     from nnunet_qa.experiments.demo import Demo
 
     console = Console()
-    run = Demo(output.resolve(), device=chosen_device(device).type, jobs=jobs)
+    run = Demo(output.resolve(), dataset, device=chosen_device(device).type, jobs=jobs)
     run.begin(overwrite=overwrite)
-    total = len(run.steps())
     with console.status("drawing the phantom") as status:
+        run.write_phantom()
+        total = len(run.steps())
         for number, step in enumerate(run.run(), start=1):
             console.print(f"[bold]{number}/{total} {step.name}[/bold]", highlight=False)
             console.print(f"  $ {' '.join(step.command)}", highlight=False, markup=False, soft_wrap=True)
             status.update(step.name)
         status.update("drawing the picture")
         picture = run.picture()
-    console.print((run.folder / "evaluation.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    if run.source.tests:
+        console.print((run.folder / "evaluation.md").read_text(encoding="utf-8"), markup=False, highlight=False)
     console.print(_queue_table(run.folder / "queue.csv"))
     console.print(f"Lowest Q, both outputs overlaid: {picture}", soft_wrap=True, highlight=False)
 

@@ -95,6 +95,8 @@ class RawDataset:
         """
         record = self.folder / RECORD
         content = json.loads(json.dumps({"nnunet_qa": __version__, "settings": self.settings}, default=str))
+        if self.folder.is_dir():
+            remove_leftovers(self.folder)  # else a kill before the record was renamed leaves a folder of nobody
         if self.folder.is_dir() and any(self.folder.iterdir()):
             if not record.is_file():
                 raise DatasetError(
@@ -112,7 +114,6 @@ class RawDataset:
         for name in {name for pair in FOLDERS.values() for name in pair if name}:
             if (self.folder / name).is_dir():
                 remove_leftovers(self.folder / name)
-        remove_leftovers(self.folder)
         write_json(record, content)
 
     def _check_same_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:

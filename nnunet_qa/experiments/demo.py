@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nnunet_qa.data.images import read_picture
-from nnunet_qa.data.phantoms import write_chiu
+from nnunet_qa.data.images import holds_volumes, read_array
+from nnunet_qa.data.paths import read_json
 from nnunet_qa.environment import FOLDERS
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, nearest
 from nnunet_qa.experiments.commands import environment_of, run_command
-from nnunet_qa.files import clear, make_folder, write_text
+from nnunet_qa.experiments.demo_sources import SOURCES, DemoSource
+from nnunet_qa.files import clear, make_folder, write_json, write_text
 from nnunet_qa.inference.score import SECOND
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
 from nnunet_qa.reports.figures import Panel, disagreement_picture, panel_title
 
-NUMBER, NAME = 900, "OCTPhantom"
+NUMBER = 900
 PLANS = "nnUNetPlansSmall"
 MARK = "demo.json"
 SETTINGS = """\
@@ -52,18 +53,25 @@ class Demo:
 
     Attributes:
         folder: holds everything that the demo writes.
+        dataset: which layout, one of `SOURCES`.
         device: `cpu`, `cuda` or `mps`.
         jobs: processes of each step.
     """
 
     folder: Path
+    dataset: str = "oct-chiu"
     device: str = "cpu"
     jobs: int = 2
 
     @property
+    def source(self) -> DemoSource:
+        """How the phantom is written and converted."""
+        return SOURCES[self.dataset]
+
+    @property
     def raw(self) -> Path:
         """The raw dataset."""
-        return self.folder / "nnUNet_raw" / f"Dataset{NUMBER}_{NAME}"
+        return self.folder / "nnUNet_raw" / f"Dataset{NUMBER}_{self.source.name}"
 
     def predictions(self, images: str) -> Path:
         """Predictions of one of the raw dataset's folders."""
@@ -73,14 +81,22 @@ class Demo:
         """Make the folder, or go on in it.
 
         Raises:
-            DatasetError: the folder holds something else.
+            DatasetError: the folder holds something else, or a demo of another layout; or there is no such layout.
         """
+        if self.dataset not in SOURCES:
+            raise DatasetError(
+                f'unknown dataset "{self.dataset}"{nearest(self.dataset, SOURCES)}; choose from {", ".join(SOURCES)}'
+            )
         if overwrite and (self.folder / MARK).is_file():
             clear(self.folder, self.folder / MARK)
         if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / MARK).is_file():
             raise DatasetError(f"{self.folder}: holds something else than a demo; choose another -o")
+        begun = read_json(self.folder / MARK).get("dataset") if (self.folder / MARK).is_file() else self.dataset
+        if begun != self.dataset:
+            raise DatasetError(f"{self.folder}: holds the demo of {begun}; choose another -o, or --overwrite it")
         make_folder(self.folder)
-        write_text(self.folder / MARK, "{}\n")
+        if not (self.folder / MARK).is_file():
+            write_json(self.folder / MARK, {"dataset": self.dataset})
         for name in FOLDERS:
             make_folder(self.folder / name)
 
@@ -89,10 +105,10 @@ class Demo:
         number, jobs = str(NUMBER), str(self.jobs)
         model = ("-d", number, "-c", "2d", "-f", "0", "-p", PLANS)
         small = ("--features", "8,16,32,64", "--batch-size", "8")
-        source, truth = str(self.folder / "2015_BOE_Chiu"), str(self.raw / "labelsTs")
-        convert = ("-i", source, "-d", number, "--name", NAME, "--test-subjects", "S05,S06", "--jobs", jobs)
+        phantom, truth = str(self.written), str(self.raw / "labelsTs")
+        convert = ("-i", phantom, "-d", number, "--name", self.source.name, *self.source.convert, "--jobs", jobs)
         steps = [
-            Step("convert", ("nnunet-qa", "convert", "oct-chiu", *convert)),
+            Step("convert", ("nnunet-qa", "convert", self.dataset, *convert)),
             Step("plan", ("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "-np", jobs, "-npfp", jobs)),
             Step("shrink the plans", ("nnunet-qa", "plans", "-d", number, "-c", "2d", "-o", PLANS, *small)),
             Step(
@@ -100,24 +116,34 @@ class Demo:
                 ("nnUNetv2_train", number, "2d", "0", "-tr", "QAsemiTrainer", "-p", PLANS, "-device", self.device),
             ),
         ]
-        for images in ("imagesTs", "imagesUn"):
+        for images in self.scored:
             output = ("-i", str(self.raw / images), "-o", str(self.predictions(images)))
             score = ("score", *output, *model, "--second", "-device", self.device, "--jobs", "1")
             steps.append(Step(f"score {images}", ("nnunet-qa", *score)))
         predicted, queue = str(self.predictions("imagesTs")), str(self.folder / "queue.csv")
         pool_quality = str(self.predictions("imagesUn") / QUALITY)
         evaluate = ("-p", predicted, "-gt", truth, "--cases", str(self.raw / "cases.csv"), "-o", str(self.folder))
-        steps.append(Step("evaluate", ("nnunet-qa", "evaluate", *evaluate)))
+        if self.source.tests:
+            steps.append(Step("evaluate", ("nnunet-qa", "evaluate", *evaluate)))
         select = ("-q", pool_quality, "-d", number, "-n", "10", "--per-subject", "4", "-o", queue)
         steps.append(Step("select", ("nnunet-qa", "select", *select)))
         return steps
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Folders of the raw dataset whose cases are predicted."""
+        return ("imagesTs", "imagesUn") if self.source.tests else ("imagesUn",)
+
+    @property
+    def written(self) -> Path:
+        """What the phantom's writer returned."""
+        return Path(read_json(self.folder / MARK)["phantom"])
+
     def write_phantom(self) -> None:
-        """Draw six subjects in the layout of Chiu et al. 2015, each annotated in part; the last two are for testing."""
-        if not (self.folder / ".phantom-done").is_file():
-            rng = np.random.default_rng(2015)
-            write_chiu(self.folder, rng, subjects=6, rows=248, columns=384, bscans=12, annotated=8, severity=0.7)
-            write_text(self.folder / ".phantom-done", "")
+        """Draw the subjects of the phantom."""
+        if "phantom" not in read_json(self.folder / MARK):
+            source = self.source.write(self.folder, np.random.default_rng(2015))
+            write_json(self.folder / MARK, {"dataset": self.dataset, "phantom": str(source)})
 
     def run(self) -> Iterator[Step]:
         """Run the steps that are still to be done; yields each before it runs.
@@ -147,21 +173,25 @@ class Demo:
             The PNG.
         """
         rows = []
-        for images in ("imagesTs", "imagesUn"):
+        for images in self.scored:
             table = read_quality(self.predictions(images) / QUALITY)
             rows.append(table.assign(images=images))
         lowest = pd.concat(rows).sort_values(["q", "case_id"]).head(number)
-        dice = pd.read_csv(self.folder / "evaluation.csv").set_index("case_id")["dice"]
+        evaluation = self.folder / "evaluation.csv"
+        dice = pd.read_csv(evaluation).set_index("case_id")["dice"] if self.source.tests else pd.Series(dtype=float)
         panels = [self._panel(row.case_id, row.images, row.q, dice.get(row.case_id)) for row in lowest.itertuples()]
-        return disagreement_picture(self.folder / "lowest_q.png", panels, heading="Lowest Q", class_names=["fluid"])
+        labels = read_json(self.raw / "dataset.json")["labels"]
+        names = [name for name, value in labels.items() if value]
+        return disagreement_picture(self.folder / "lowest_q.png", panels, heading="Lowest Q", class_names=names)
 
     def _panel(self, case: str, images: str, q: float, dice: float | None) -> Panel:
-        folder = self.predictions(images)
-        truth = self.raw / "labelsTs" / f"{case}.png"
+        folder, dataset_json = self.predictions(images), read_json(self.raw / "dataset.json")
+        ending, volumes = dataset_json["file_ending"], holds_volumes(dataset_json)
+        truth = self.raw / "labelsTs" / f"{case}{ending}"
         return Panel(
             title=panel_title(case, q, dice=dice),
-            image=read_picture(self.raw / images / f"{case}_0000.png"),
-            finest=read_picture(folder / f"{case}.png"),
-            second=read_picture(folder / SECOND / f"{case}.png"),
-            truth=read_picture(truth) if truth.is_file() else None,
+            image=read_array(self.raw / images / f"{case}_0000{ending}", volumes=volumes),
+            finest=read_array(folder / f"{case}{ending}", volumes=volumes),
+            second=read_array(folder / SECOND / f"{case}{ending}", volumes=volumes),
+            truth=read_array(truth, volumes=volumes) if truth.is_file() else None,
         )

@@ -20,15 +20,15 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
-from nnunet_qa.data.checkpoint import read_content
 from nnunet_qa.data.images import check_finite
 from nnunet_qa.errors import ClickError, ImageError, ModelError
 from nnunet_qa.inference.crf_folder import CaseReader
+from nnunet_qa.inference.interactive_channels import channels_of_model
 from nnunet_qa.inference.interactive_patches import Patches, Place
 from nnunet_qa.inference.interactive_region import Box, Placement, bounding
 from nnunet_qa.inference.predictor import unwrapped
 from nnunet_qa.inference.score import ScoreOptions, _check_model
-from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels
+from nnunet_qa.interaction.click_maps import ClickChannels
 from nnunet_qa.interaction.clicks import Click
 from nnunet_qa.interaction.grid import Grid
 
@@ -66,6 +66,7 @@ class InteractivePredictor:
     _logits: torch.Tensor
     _mask: np.ndarray
     _history: list[tuple[int, list[_Change]]]
+    _keeps_history: bool
 
     def __init__(self, predictor: nnUNetPredictor, channels: ClickChannels) -> None:
         """See `from_model`.
@@ -106,16 +107,11 @@ class InteractivePredictor:
             mirroring: test-time mirroring of the prediction without clicks.
 
         Raises:
-            ModelError: the model or a fold is missing, cannot be loaded, or was not trained with clicks.
+            ModelError: the model or a fold is missing, cannot be loaded, or was not trained with clicks, or two folds
+                were trained with clicks that look differently.
         """
         _, found = _check_model(folder, ScoreOptions(folds=tuple(folds), checkpoint=checkpoint))
-        path = folder / f"fold_{found[0]}" / checkpoint
-        content = read_content(path)
-        if CHECKPOINT_KEY not in content:
-            raise ModelError(
-                f"{path}: a model of {content.get('trainer_name')}, which knows no clicks; train one with "
-                "`nnUNetv2_train … -tr InteractiveTrainer` and choose it with -tr"
-            )
+        channels = channels_of_model(folder, found, checkpoint)
         predictor = nnUNetPredictor(
             use_mirroring=mirroring,
             perform_everything_on_device=device.type == "cuda",
@@ -128,7 +124,7 @@ class InteractivePredictor:
         except Exception as error:  # a damaged checkpoint, a trainer that nnU-Net does not find, other plans
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"{folder}: the model cannot be loaded: {lines[0]}") from error
-        loaded = cls(predictor, ClickChannels(**content[CHECKPOINT_KEY]))
+        loaded = cls(predictor, channels)
         files = [(folder / f"fold_{fold}" / checkpoint).stat() for fold in found]
         loaded.source = {
             "model": os.fspath(folder.resolve()),
@@ -145,6 +141,7 @@ class InteractivePredictor:
         *,
         properties: dict[str, Any] | None = None,
         previous_stage: np.ndarray | None = None,
+        history: bool = True,
     ) -> np.ndarray:
         """Take an image, without clicks as yet, and predict it.
 
@@ -152,6 +149,8 @@ class InteractivePredictor:
             image: its files, one a channel; or an array `(channels, z, y, x)`.
             properties: of an array, as nnU-Net's readers return them; `spacing` (z, y, x) in mm is needed.
             previous_stage: for a cascade, the label map (z, y, x) that the previous stage predicted.
+            history: keep what each click replaced, without which there is neither `undo` nor `reset`; it is about as
+                large as the patches of all clicks together.
 
         Returns:
             The mask, see `mask`.
@@ -185,7 +184,7 @@ class InteractivePredictor:
         self._patches = Patches(data.shape[1:], configuration.patch_size)
         self._logits, self._mask, self._data = logits, np.array(mask), data
         self.properties, self.grid = found, Grid.of(array.shape[1:], found)
-        self.clicks, self._history = [], []
+        self.clicks, self._history, self._keeps_history = [], [], history
         self.last_changed_region = tuple(slice(0, length) for length in mask.shape)
         return self.mask
 
@@ -252,7 +251,8 @@ class InteractivePredictor:
             self._take_back(changes)
             del self.clicks[before:]
             raise
-        self._history.append((before, changes))
+        if self._keeps_history:
+            self._history.append((before, changes))
         self.last_changed_region = _around(changes)
         return self.mask
 
@@ -260,9 +260,9 @@ class InteractivePredictor:
         """Take back the last click or line.
 
         Raises:
-            ClickError: there is none.
+            ClickError: there is none, or no history is kept.
         """
-        self._require_image()
+        self._require_history()
         if not self._history:
             raise ClickError("there is no click to undo")
         before, changes = self._history.pop()
@@ -272,8 +272,12 @@ class InteractivePredictor:
         return self.mask
 
     def reset(self) -> np.ndarray:
-        """Take back all clicks; the mask is again that of `nnUNetv2_predict`."""
-        self._require_image()
+        """Take back all clicks; the mask is again that of `nnUNetv2_predict`.
+
+        Raises:
+            ClickError: no history is kept.
+        """
+        self._require_history()
         changes = [change for _, some in self._history for change in some]
         while self._history:
             self.undo()
@@ -370,6 +374,11 @@ class InteractivePredictor:
     def _require_image(self) -> None:
         if self._data is None:
             raise ClickError("there is no image yet; give one with set_image")
+
+    def _require_history(self) -> None:
+        self._require_image()
+        if not self._keeps_history:
+            raise ClickError("no click can be taken back: set_image was told to keep no history (history=False)")
 
 
 def _around(changes: Sequence[_Change]) -> Box:

@@ -149,7 +149,7 @@ class _Run:
         asked: dict[str, Any],
     ) -> None:
         stage = self._label_map(self.previous_stage, case, None)
-        self.predictor.set_image(files, previous_stage=stage)
+        self.predictor.set_image(files, previous_stage=stage, history=False)
         shape = self.predictor.mask.shape
         truth = self._label_map(self.truths, case, shape)
         if isinstance(user, SimulatedUser):

@@ -33,7 +33,7 @@ class Mark:
     """A click as a file has it.
 
     Attributes:
-        at: x, y, z in mm (LPS), or the voxel's k, j, i.
+        at: x, y, z in mm (LPS), or the voxel's k, j, i; j, i alone in a picture.
         physical: which of the two.
         label: 0 for background, else the label value.
         source: file and point, for error texts.
@@ -64,7 +64,7 @@ def find_marks(source: Path, cases: Collection[str], labels: Mapping[str, Any]) 
 
     Args:
         source: a folder with one `<case>.mrk.json` or `<case>.csv` a case; or one such file; or one CSV with a column
-            `case_id`.
+            `case_id`. A CSV that is given itself may have any name where there is only one case.
         cases: identifiers of the cases that there are.
         labels: the `labels` entry of dataset.json.
 
@@ -80,7 +80,7 @@ def find_marks(source: Path, cases: Collection[str], labels: Mapping[str, Any]) 
     names = label_names(labels)
     found: dict[str, list[Mark]] = {}
     for path in files:
-        for case, marks in _marks_by_case(path, cases, names).items():
+        for case, marks in _marks_by_case(path, cases, names, named=path == source).items():
             if case not in cases:
                 raise ClickError(
                     f"{path}: holds clicks of the case {case}, of which there is no image{nearest(case, cases)}; "
@@ -96,12 +96,14 @@ def on_grid(marks: Iterable[Mark], grid: Grid) -> list[Click]:
     """Place clicks in an image; a voxel that is clicked twice with one label counts once.
 
     Raises:
-        ClickError: a click lies outside, or two on one voxel contradict each other.
+        ClickError: a click lies outside, two on one voxel contradict each other, or one has no slice in a volume.
     """
     clicks: dict[tuple[int, ...], Click] = {}
     sources: dict[tuple[int, ...], str] = {}
     for mark in marks:
-        position = grid.voxel(mark.at) if mark.physical else tuple(int(at) for at in mark.at)
+        if len(mark.at) < 3 and grid.shape[0] > 1:
+            raise ClickError(f"{mark.source}: needs k beside j and i, for the image has {grid.shape[0]} slices")
+        position = grid.voxel(mark.at) if mark.physical else (0, 0, *map(int, mark.at))[-3:]
         if not grid.holds(position):
             shown = ", ".join(f"{at:g}" for at in mark.at)
             raise ClickError(
@@ -200,12 +202,14 @@ def read_table(path: Path, names: Mapping[str, int]) -> dict[str, list[Mark]]:
             raise ClickError(f"{source}: {', '.join(columns)} must be numbers ({error})") from error
         if columns != PHYSICAL and any(index % 1 for index in at):
             raise ClickError(f"{source}: {', '.join(columns)} must be whole numbers, found {at}")
-        mark = Mark(at=(0.0, *at) if columns == PIXEL else at, physical=columns == PHYSICAL, label=label, source=source)
+        mark = Mark(at=at, physical=columns == PHYSICAL, label=label, source=source)
         marks.setdefault(str(row.get("case_id", "")), []).append(mark)
     return marks
 
 
-def _marks_by_case(path: Path, cases: Collection[str], names: Mapping[str, int]) -> dict[str, list[Mark]]:
+def _marks_by_case(
+    path: Path, cases: Collection[str], names: Mapping[str, int], *, named: bool
+) -> dict[str, list[Mark]]:
     ending = _ending(path)
     if not ending:
         raise ClickError(f"{path}: clicks are read from {MARKUPS} and {TABLE} files")
@@ -217,8 +221,8 @@ def _marks_by_case(path: Path, cases: Collection[str], names: Mapping[str, int])
         return table
     if len(table) > 1:
         raise ClickError(f"{path}: case_id is empty in some rows; fill it in")
-    # a single image needs no name
-    return {own if own in cases or len(cases) > 1 else next(iter(cases), own): table[""]}
+    # the only image needs no name where the user says which file is meant
+    return {next(iter(cases)) if named and len(cases) == 1 else own: table[""]}
 
 
 def _ending(path: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,18 @@ class ClickChannels:
             for label in range(1, self.labels + 1):
                 masks[label - 1] = prediction == label
         return np.concatenate((maps, masks))
+
+
+def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first difference between the fields of two `ClickChannels` as checkpoints hold them; None without any.
+
+    >>> different({"labels": 1, "sigma": 2.0}, {"labels": 1, "sigma": 3.0})
+    'sigma 2.0, but 3.0'
+    """
+    for key in other:
+        if one.get(key) != other[key]:
+            return f"{key} {one.get(key)}, but {other[key]}"
+    return None
 
 
 def click_channels(labels: int) -> int:

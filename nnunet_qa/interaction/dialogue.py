@@ -54,12 +54,11 @@ def simulate(
     yield clicks, prediction
     for turn in range(number):
         first = turn == 0
+        new: list[Click] = []
         if first and ClickMode(mode) is ClickMode.LINE:
             new = line_clicks(truth, axis=truth.ndim - 1, ignore=ignore)
-        elif slices:
-            new = user.click_a_slice(truth, prediction, first=first)
-        else:
-            new = user.click(truth, prediction, first=first)
+        if not new:  # also where there is no object to draw a line through
+            new = (user.click_a_slice if slices else user.click)(truth, prediction, first=first)
         if not new:
             return
         clicks = [*clicks, *new]
@@ -161,19 +160,20 @@ class Dialogue:
         active = list(range(len(truths)))
         for turn in range(max(drawn.numbers, default=0)):
             active = [sample for sample in active if drawn.numbers[sample] > turn]
+            answers: dict[int, np.ndarray] = {}
             if active and (turn > 0 or self.channels.previous):
                 inputs = np.stack([self.channels(clicks[sample], shape, previous[sample]) for sample in active])
-                for sample, prediction in zip(active, predict(active, inputs), strict=True):
-                    previous[sample] = prediction
+                answers = dict(zip(active, predict(active, inputs), strict=True))
             left = []
             for sample in active:
                 if turn == 0:
                     new = self._first(truths[sample], negative=drawn.negative[sample], rng=rng)
                 else:
-                    new = self._next(truths[sample], previous[sample], negative=drawn.negative[sample])
+                    new = self._next(truths[sample], answers[sample], negative=drawn.negative[sample])
                 clicks[sample] += new
                 if new or turn == 0:  # a patch without an object may still get false positives to click
                     left.append(sample)
+                    previous[sample] = answers.get(sample)  # that after the last click no user has answered
             active = left
         return np.stack([self.channels(*talk) for talk in zip(clicks, [shape] * len(truths), previous, strict=True)])
 

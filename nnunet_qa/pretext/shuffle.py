@@ -5,8 +5,10 @@ Texture is lost and the shape of larger things is kept, so a network that undoes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
-from numba import njit
 
 from nnunet_qa.config_limited_data import DistortionConfig
 
@@ -59,11 +61,22 @@ def permute_blocks(image: np.ndarray, starts: np.ndarray, sides: np.ndarray, dra
         shape = np.array((1,) * flat + image.shape[1:])
         corners = np.pad(starts, ((0, 0), (flat, 0)))
         extents = np.pad(sides, ((0, 0), (flat, 0)), constant_values=1)
-        _permute(source, target, shape, corners, extents, draws)
+        _compiled()(source, target, shape, corners, extents, draws)
     return target.reshape(image.shape)
 
 
-@njit(cache=True)
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_permute`, compiled when it is first needed: importing numba alone takes a second."""
+    from numba import njit
+
+    try:
+        compiled: Callable[..., None] = njit(cache=True)(_permute)
+    except RuntimeError:  # neither here nor in the home folder can the compiled code be kept
+        compiled = njit(_permute)
+    return compiled
+
+
 def _permute(
     source: np.ndarray,
     target: np.ndarray,

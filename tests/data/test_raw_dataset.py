@@ -129,6 +129,14 @@ def test_a_folder_of_other_origin_is_left_alone(fresh_folders: Path) -> None:
     assert (raw.folder / "imagesTr" / "precious.png").exists()
 
 
+def test_a_kill_before_the_record_was_there_can_be_resumed(fresh_folders: Path) -> None:
+    raw = dataset()
+    raw.folder.mkdir(parents=True)
+    (raw.folder / ".partial-123-conversion.json").write_text("{")
+    raw.begin()
+    assert [path.name for path in raw.folder.iterdir()] == ["conversion.json"]
+
+
 def test_leftovers_of_a_killed_run_are_removed(fresh_folders: Path) -> None:
     raw = dataset()
     raw.begin()

@@ -27,6 +27,19 @@ def test_masks_are_shrunk_by_area() -> None:
     assert shrunk.sum() == 1
 
 
+def test_of_several_fluids_the_largest_part_decides() -> None:
+    mask = np.zeros((320, 768), dtype=np.uint8)
+    mask[0, :4], mask[1, :4], mask[2, :3] = 1, 3, 3  # 4 and 7 of 16
+    mask[4:6, 0:2], mask[4:6, 2:4] = 2, 1  # half of the pixel, in equal parts
+    mask[8, :4], mask[9, :3] = 3, 1  # 7 of 16
+    shrunk = Framing().mask(mask)
+    assert shrunk.dtype == np.uint8
+    assert shrunk[:3, 0].tolist() == [3, 1, 0]
+    assert np.count_nonzero(shrunk) == 2
+    assert not Framing().mask(np.zeros((320, 768), dtype=np.uint8)).any()
+    np.testing.assert_array_equal(Framing(size=None).mask(mask), mask)
+
+
 def test_masks_keep_their_area_also_at_odd_sizes() -> None:
     rng = np.random.default_rng(0)
     mask = draw_bscan(rng, look=SubjectLook.draw(rng, severity=1.0)).fluid[60:380] > 0

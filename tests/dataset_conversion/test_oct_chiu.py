@@ -21,12 +21,15 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.retina import default_crop_rows
 from nnunet_qa.dataset_conversion import oct_chiu
+from nnunet_qa.dataset_conversion.engine import DONE, REPORT, Options
 from nnunet_qa.dataset_conversion.oct import Framing, restore
-from nnunet_qa.errors import DatasetError, DependencyError, ImageError
+from nnunet_qa.errors import DatasetError
 from tests.dataset_conversion.conftest import contents
+from tests.phantom import tree
 
 SCRIPT = Path(__file__).parents[2] / "dataset_conversion" / "oct_chiu.py"
 NATIVE = Framing(size=None)
+STRICT = Options(strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_overwrite_processes_and_grader(chiu_source: Path, raw: Path, unchecked:
     one = contents(folder / "labelsTr")
     with pytest.raises(DatasetError, match="other settings"):
         oct_chiu.convert(chiu_source, 7, framing=NATIVE, grader=2)
-    oct_chiu.convert(chiu_source, 7, framing=NATIVE, grader=2, overwrite=True, jobs=2, folds=2)
+    oct_chiu.convert(chiu_source, 7, framing=NATIVE, grader=2, options=Options(overwrite=True, jobs=2, folds=2))
     two = contents(folder / "labelsTr")
     assert one.keys() == two.keys()
     assert one != two
@@ -182,8 +185,8 @@ def test_h5py_is_asked_for_only_where_needed(
     source = small_mat(tmp_path / "data")
     oct_chiu.convert(source, 9)
     (source / "Subject_02.mat").write_bytes(b"MATLAB 7.3 MAT-file" + bytes(1000))
-    with pytest.raises(DependencyError, match=r"Subject_02.mat: .*pip install"):
-        oct_chiu.convert(source, 9, overwrite=True)
+    with pytest.raises(DatasetError, match=r"^S02: .*Subject_02.mat: .*pip install"):
+        oct_chiu.convert(source, 9, options=Options(overwrite=True, strict=True))
 
 
 def test_one_bscan_a_file_and_float_images(tmp_path: Path, raw: Path, unchecked: None) -> None:
@@ -223,8 +226,14 @@ def test_pool_without_retina_is_left_out_annotated_is_an_error(
     assert "S02_bscan02: left out: no retina found" in caplog.text
     assert len(CaseTable.read(oct_chiu.convert(source, 10, framing=Framing(crop=False)) / "cases.csv")) == 6
     images[..., 0] = images[..., 2]
-    with pytest.raises(ImageError, match=r"^S01_bscan00: no retina found"):
-        oct_chiu.convert(small_mat(tmp_path / "worse", images=images), 11)
+    with pytest.raises(DatasetError, match=r"^S01: S01_bscan00: no retina found"):
+        oct_chiu.convert(small_mat(tmp_path / "worse", images=images), 11, options=STRICT)
+    nothing = np.full(images.shape, np.nan)
+    nothing[..., :2] = 0
+    nothing[30, 40, 1] = 1
+    images[..., 1] = loadmat(source / "Subject_01.mat")["images"][..., 1]
+    folder = oct_chiu.convert(small_mat(tmp_path / "dry", images=images, manualFluid1=nothing), 12)
+    assert CaseTable.read(folder / "cases.csv").case_ids() == ["S01_bscan01", "S02_bscan01"]
 
 
 def test_a_crop_that_cuts_fluid_off_is_said(
@@ -236,19 +245,20 @@ def test_a_crop_that_cuts_fluid_off_is_said(
     fluid = loadmat(source / "Subject_01.mat")["manualFluid1"][..., 0] > 0
     kept = fluid[row.crop_row : row.crop_row + 8].sum()
     assert row.crop_rows == 8
-    assert f"S01_bscan00: the crop cuts off {fluid.sum() - kept} of {fluid.sum()} fluid pixels" in caplog.text
+    lost = f"S01_bscan00: {fluid.sum() - kept} of {fluid.sum()} fluid pixels: left out: the crop cuts them off"
+    assert lost in caplog.text
 
 
 WRONG_FILES = {
-    "images": (None, DatasetError, 'Subject_01.mat: the variable "images" is missing; found: manualFluid1'),
-    "manualFluid1": (np.zeros((64, 95, 3)), ImageError, r"images have shape \(64, 96, 3\), manualFluid1 \(64, 95, 3\)"),
+    "images": (None, 'Subject_01.mat: the variable "images" is missing; found: manualFluid1'),
+    "manualFluid1": (np.zeros((64, 95, 3)), r"images have shape \(64, 96, 3\), manualFluid1 \(64, 95, 3\)"),
 }
 
 
 @pytest.mark.parametrize("key", WRONG_FILES)
 def test_wrong_variables(tmp_path: Path, raw: Path, key: str) -> None:
-    value, error, text = WRONG_FILES[key]
-    with pytest.raises(error, match=text):
+    value, text = WRONG_FILES[key]
+    with pytest.raises(DatasetError, match=f"no case could be converted; the first reason: .*{text}"):
         oct_chiu.convert(small_mat(tmp_path / "data", **{key: value}), 9)
 
 
@@ -260,17 +270,31 @@ def test_missing_grader_text_nan_and_truncation(tmp_path: Path, raw: Path) -> No
         oct_chiu.convert(source, 9, grader=3)
     images = loadmat(source / "Subject_01.mat")["images"].astype(float)
     images[3, 4, 1] = np.nan
-    with pytest.raises(ImageError, match=r"^S01_bscan01: 1 of 6144 intensities are NaN"):
-        oct_chiu.convert(small_mat(tmp_path / "nan", images=images), 10)
+    with pytest.raises(DatasetError, match=r"^S01: S01_bscan01: 1 of 6144 intensities are NaN"):
+        oct_chiu.convert(small_mat(tmp_path / "nan", images=images), 10, options=STRICT)
     with pytest.raises(DatasetError, match='"images" holds no numbers'):
         oct_chiu.convert(small_mat(tmp_path / "text", images="pixels"), 11)
     path = source / "Subject_01.mat"
     whole = path.read_bytes()
     for length in (0, 60, 200, len(whole) // 2, len(whole) - 100):
         path.write_bytes(whole[:length])
-        with pytest.raises(DatasetError, match=r"Subject_01.mat: ") as caught:
-            oct_chiu.convert(source, 12)
+        with pytest.raises(DatasetError, match=r"^S01: .*Subject_01.mat: ") as caught:
+            oct_chiu.convert(source, 12, options=STRICT)
         assert "\n" not in str(caught.value)
+
+
+def test_a_bad_subject_and_a_link_stop_no_other(tmp_path: Path, raw: Path, unchecked: None) -> None:
+    source = small_mat(tmp_path / "data", subjects=4)
+    (source / "Subject_02.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(300))
+    (source / "Subject_03.mat").rename(tmp_path / "away.mat")
+    (source / "Subject_03.mat").symlink_to(tmp_path / "away.mat")
+    folder = oct_chiu.convert(source, 9, test_subjects=["S04"], options=Options(folds=2))
+    assert {case[:3] for case in CaseTable.read(folder / "cases.csv").case_ids()} == {"S01", "S04"}
+    report = pd.read_csv(folder / REPORT, keep_default_na=False).set_index("name")
+    assert report["status"].tolist() == ["converted", "skipped", "skipped", "converted", "left out"]
+    assert report.index.tolist() == ["S01", "S02", "S03", "S04", "S04: 1 B-scans"]
+    assert "cannot be read as a .mat file" in report.loc["S02", "reason"]
+    assert "Subject_03.mat: is a symbolic link out of" in report.loc["S03", "reason"]
 
 
 def test_truncated_matlab_73(tmp_path: Path, raw: Path) -> None:
@@ -296,7 +320,7 @@ def test_wrong_folders_and_duplicates(tmp_path: Path, raw: Path) -> None:
     assert not raw.exists()  # nothing was written
     (source / "Subject_1.mat").unlink()
     with pytest.raises(DatasetError, match="at least 1 process"):
-        oct_chiu.convert(source, 9, jobs=0)
+        oct_chiu.convert(source, 9, options=Options(jobs=0))
 
 
 def test_the_parent_folder_will_do(chiu_source: Path) -> None:
@@ -345,8 +369,8 @@ def run_by_path(source: Path, base: Path) -> subprocess.Popen[bytes]:
 
 def kill_at(process: subprocess.Popen[bytes], folder: Path, *, files: int) -> None:
     """Kill as soon as so many files lie in the folder."""
-    deadline = time.monotonic() + 60
-    while sum(1 for path in folder.rglob("*") if path.is_file()) < files and process.poll() is None:
+    deadline = time.monotonic() + 300
+    while sum(1 for path in folder.rglob("[!.]*") if path.is_file()) < files and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert process.poll() is None, "ended before it could be killed"
@@ -360,16 +384,16 @@ def test_killed_and_run_again_gives_the_same_files(converted: Path, chiu_source:
         kill_at(run_by_path(chiu_source, tmp_path), folder, files=files)
         assert not (folder / "dataset.json").exists()
     process = run_by_path(chiu_source, tmp_path)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
-    assert contents(folder) == contents(converted)
+    assert tree(folder, without=(DONE,)) == tree(converted, without=(DONE,))
     preprocessed = Path(os.environ["nnUNet_preprocessed"])
     assert contents(tmp_path / "nnUNet_preprocessed") == contents(preprocessed)
 
 
 def test_mistakes_by_path_are_one_line(tmp_path: Path) -> None:
     process = run_by_path(tmp_path / "nowhere", tmp_path)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert errors.decode().count("\n") == 1
     assert "no such folder" in errors.decode()

@@ -15,9 +15,10 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.phantoms import write_ocsc
 from nnunet_qa.dataset_conversion import oct_ocsc
+from nnunet_qa.dataset_conversion.engine import DONE, REPORT, Options
 from nnunet_qa.dataset_conversion.oct import Framing
-from nnunet_qa.errors import DatasetError, ImageError
-from tests.dataset_conversion.conftest import contents
+from nnunet_qa.errors import DatasetError
+from tests.phantom import tree
 
 WHOLE = Framing(crop=False, size=None, blank_padding=False)
 
@@ -143,18 +144,19 @@ def test_test_subjects_and_unannotated_test_images(
     assert not [case for case in table.case_ids(Role.UNLABELLED) if case.startswith("topcon_1")]
     assert len([case for case in table.case_ids(Role.TEST) if case.startswith("topcon_1_train")]) == 2
     assert not [case for case in table.case_ids() if case.startswith("nidek_2_test")]
-    assert "nidek_2/test: 1 B-scans without a mask were left out" in caplog.text
+    assert "nidek_2_test: 1 B-scans: left out: have no mask, of a stack for testing" in caplog.text
+    assert "topcon_1_train: 1 B-scans: left out: have no mask" in caplog.text
 
 
 def test_processes_and_a_second_run_give_the_same_files(own: Path, raw: Path, unchecked: None) -> None:
     write_ocsc(own, np.random.default_rng(2), stacks=["cirrus_9"], train=2, annotated=1, test=0, rows=64, columns=96)
     folder = oct_ocsc.convert(own, 5)
-    once = contents(folder)
+    once = tree(folder, without=(DONE,))
     next((folder / "imagesTr").iterdir()).unlink()
     oct_ocsc.convert(own, 5)
-    assert contents(folder) == once
-    oct_ocsc.convert(own, 5, jobs=2, overwrite=True)
-    assert contents(folder) == once
+    assert tree(folder, without=(DONE,)) == once
+    oct_ocsc.convert(own, 5, options=Options(jobs=2, overwrite=True))
+    assert tree(folder, without=(DONE,)) == once
 
 
 def test_what_does_not_match_the_layout(tmp_path: Path, own: Path, ocsc_source: Path, raw: Path) -> None:
@@ -169,41 +171,58 @@ def test_what_does_not_match_the_layout(tmp_path: Path, own: Path, ocsc_source: 
     refused("--grader G4: choose from G1, G2, G3", grader="G4")
     refused("GT: has the graders G1, G2; choose one with --grader", ocsc_source)
     refused(r"no folder G1 there \(found: no graders\); leave out --grader", grader="G1")
-    image = own / "topcon_1" / "train" / "Image" / "bscan_3.png"
-    shutil.copy(image, image.with_name("bscan_03.png"))
-    refused(r"bscan_3.png: is a second file of B-scan 3 beside bscan_03.png")
-    image.with_name("bscan_03.png").unlink()
     shutil.copytree(own / "topcon_1", own / "Topcon_01")
     refused("the stack topcon_1 stands there twice")
-    shutil.rmtree(own / "Topcon_01")
-    shutil.copy(image, own / "topcon_1" / "train" / "GT" / "bscan_17.png")
-    refused("bscan_17.png: has no image bscan_17")
-    (own / "topcon_1" / "train" / "GT" / "bscan_17.png").unlink()
-    shutil.rmtree(own / "nidek_2" / "test" / "Image")
-    refused(r"nidek_2/test/Image: no bscan_<k>.png")
-    shutil.rmtree(own / "nidek_2" / "test")
-    shutil.rmtree(own / "nidek_2" / "train")
-    refused("nidek_2: has neither a folder train nor test")
     assert not raw.exists()  # all of this was found before anything was written
+
+
+def faults(source: Path, number: int = 9) -> dict[str, str]:
+    """Reasons of the report, by name, of what was not converted."""
+    folder = oct_ocsc.convert(source, number, options=Options(folds=2))
+    report = pd.read_csv(folder / REPORT, keep_default_na=False)
+    return dict(report.loc[report["status"] != "converted", ["name", "reason"]].to_numpy().tolist())
+
+
+def test_faulty_stacks_stop_no_other(own: Path, raw: Path, unchecked: None, tmp_path: Path) -> None:
+    draw = {"train": 2, "annotated": 1, "test": 0, "rows": 64, "columns": 96}
+    write_ocsc(own, np.random.default_rng(2), stacks=["cirrus_7", "cirrus_8", "cirrus_9"], **draw)
+    mask = own / "topcon_1" / "train" / "GT" / "bscan_17.png"
+    shutil.copy(next(mask.parent.iterdir()), mask)
+    shutil.rmtree(own / "nidek_2" / "test" / "Image")
+    shutil.rmtree(own / "cirrus_7" / "train")
+    image = own / "cirrus_8" / "train" / "Image" / "bscan_2.png"
+    shutil.copy(image, image.with_name("bscan_02.png"))
+    linked = own / "cirrus_9" / "train" / "Image" / "bscan_1.png"
+    linked.rename(tmp_path / "away.png")
+    linked.symlink_to(tmp_path / "away.png")
+    found = faults(own)
+    assert found.pop(str(mask)) == "has no image bscan_17 in Image"
+    assert "cirrus_7: has neither a folder train nor test" in found.pop("cirrus_7")
+    assert "bscan_2.png: is a second file of B-scan 2 beside bscan_02.png" in found.pop("cirrus_8_train")
+    assert "bscan_1.png: is a symbolic link out of" in found.pop("cirrus_9_train")
+    assert "nidek_2/test/Image: no bscan_<k>.png" in found.pop("nidek_2_test")
+    assert not found
+    stacks = set(CaseTable.read(raw / "Dataset009_OCTOptima" / "cases.csv").frame["stack_id"])
+    assert stacks == {"topcon_1_train", "topcon_1_test", "nidek_2_train"}
+    with pytest.raises(DatasetError, match=r"^cirrus_7: .*has neither"):
+        oct_ocsc.convert(own, 10, options=Options(strict=True))
 
 
 def test_broken_files(own: Path, raw: Path, unchecked: None) -> None:
     mask = sorted((own / "topcon_1" / "train" / "GT").iterdir())[0]
     whole = picture(mask)
     Image.fromarray(whole[:-1]).save(mask)
-    with pytest.raises(ImageError, match=rf"{mask.name}: the mask has shape \(63, 96\), its image \(64, 96\)"):
-        oct_ocsc.convert(own, 9)
+    reason = faults(own)["topcon_1_train"]
+    assert reason.endswith(f"{mask.name}: the mask has shape (63, 96), its image (64, 96); they must be the same")
     Image.fromarray(whole).save(mask)
     image = own / "topcon_1" / "train" / "Image" / "bscan_2.png"
     image.write_bytes(image.read_bytes()[:100])
-    with pytest.raises(ImageError, match=r"bscan_2.png: cannot be read as an image"):
-        oct_ocsc.convert(own, 9)
+    assert "bscan_2.png: cannot be read as an image" in faults(own)["topcon_1_train"]
     pixels = np.random.default_rng(0).random((64, 96)).astype(np.float32)
     pixels[0, 0] = np.nan
     image.unlink()
     Image.fromarray(pixels).save(image.with_suffix(".tif"))
-    with pytest.raises(ImageError, match=r"bscan_2.tif: 1 of 6144 intensities are NaN"):
-        oct_ocsc.convert(own, 9)
+    assert "bscan_2.tif: 1 of 6144 intensities are NaN" in faults(own)["topcon_1_train"]
 
 
 def test_command(ocsc_source: Path, raw: Path, unchecked: None) -> None:

@@ -302,6 +302,32 @@ def test_nothing_is_left_of_a_click_that_failed() -> None:
     assert (predictor.add_click((0, 5, 5), int(not before[0, 5, 5])) != before).any()
 
 
+def test_without_a_history_nothing_is_kept_and_nothing_taken_back() -> None:
+    predictor = with_network(Painter(), plans_of([16, 16]), dataset_of())
+    image = blobs((1, 16, 16))
+    before = predictor.set_image(image, properties=properties(999, 1, 1), history=False).copy()
+    mask = predictor.add_click((5, 5), int(not before[0, 5, 5]))
+    assert (mask != before).any()
+    assert not predictor._history
+    for take_back in (predictor.undo, predictor.reset):
+        with pytest.raises(ClickError, match="no click can be taken back: set_image was told to keep no history"):
+            take_back()
+    predictor.set_image(image, properties=properties(999, 1, 1))
+    predictor.add_click((5, 5), int(not before[0, 5, 5]))
+    np.testing.assert_array_equal(predictor.undo(), before)
+
+
+def test_folds_of_different_clicks_are_refused(tmp_path: Path) -> None:
+    model = write_interactive_model(tmp_path, plans_of([16, 16]), dataset_of(), folds=2)
+    path = model / "fold_1" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    content[CHECKPOINT_KEY]["sigma"] = 3.0
+    torch.save(content, path)
+    with pytest.raises(ModelError, match=r"fold_0 was trained with clicks of sigma 2.0, but 3.0 in fold_1"):
+        InteractivePredictor.from_model(model, device=CPU)
+    assert InteractivePredictor.from_model(model, folds=("1",), device=CPU).channels.sigma == 3
+
+
 def test_models_without_clicks_are_refused(tmp_path: Path) -> None:
     plans = plans_of([16, 16])
     model = write_interactive_model(tmp_path, plans, dataset_of())

@@ -104,6 +104,7 @@ def test_clicks_of_files_one_after_the_other_and_resumed(tmp_path: Path) -> None
     assert table.groupby("case_id")["clicks"].agg(list).to_dict() == {"a": [0, 0], "b": [0, 0, 1, 1, 2, 2]}
     dice = table[(table["case_id"] == "b") & (table["label"] == "class2")]["dice"].to_list()
     assert dice[0] < dice[1] < dice[2]
+    assert not predictor._history  # of a batch nobody takes anything back
     files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.nii.gz")}
     network.seen.clear()
     again = interact_folder(predictor, images, tmp_path / "out", user=marks, truths=truths)

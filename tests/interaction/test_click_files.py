@@ -118,6 +118,16 @@ def test_tables_by_voxel_by_mm_and_by_case(tmp_path: Path) -> None:
     (tmp_path / "picture.csv").write_text("j,i,label\n4,7,object\n")
     (mark,) = find_marks(tmp_path / "picture.csv", ["only"], ONE)["only"]
     assert on_grid([mark, mark], Grid.of((1, 9, 9), {"spacing": (999, 1, 1)})) == [Click((0, 4, 7), 1)]
+    with pytest.raises(ClickError, match=r"picture.csv: line 2: needs k beside j and i, for the image has 2 slices"):
+        on_grid([mark], Grid.of((2, 9, 9), {"spacing": (1, 1, 1)}))
+
+
+def test_a_file_in_a_folder_is_never_taken_for_the_only_case(tmp_path: Path) -> None:
+    path = tmp_path / "patient7.csv"
+    path.write_text("k,j,i,label\n1,2,3,1\n")
+    assert set(find_marks(path, ["patient3"], ONE)) == {"patient3"}  # given itself, it can mean nothing else
+    with pytest.raises(ClickError, match="holds clicks of the case patient7, of which there is no image"):
+        find_marks(tmp_path, ["patient3"], ONE)
 
 
 @pytest.mark.parametrize(

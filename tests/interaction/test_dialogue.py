@@ -74,6 +74,18 @@ def test_the_previous_prediction_is_from_before_the_last_click() -> None:
         np.testing.assert_array_equal(channels[3:], [mask == 1, mask == 2])
 
 
+def test_an_answer_that_needs_no_click_is_not_the_previous_one() -> None:
+    truth = truths()[:1]
+
+    def predict(samples: list[int], channels: np.ndarray) -> np.ndarray:
+        """Nothing before the first click, everything right after it."""
+        return truth if channels.any() else np.zeros_like(truth)
+
+    found = Dialogue(channels=ClickChannels(labels=2, previous=True))(truth, Draw((3,), (False,)), predict)
+    np.testing.assert_array_equal(found[0, :3], click_maps([Click((5, 5), 1)], (16, 16), 2))
+    assert not found[0, 3:].any()  # as it was when the click was made
+
+
 def test_small_errors_end_the_dialogue_and_ignored_voxels_get_no_click() -> None:
     predict = Predictor()
     found = Dialogue(channels=ClickChannels(labels=2), least_error=26)(truths()[2:], Draw((5,), (False,)), predict)
@@ -144,5 +156,10 @@ def test_simulated_with_a_click_a_slice_or_a_line() -> None:
 
 
 def test_simulated_without_an_object() -> None:
-    (_, (clicks, _)) = simulate(np.zeros((9, 9), int), lambda _: np.pad(np.ones((3, 3), int), 3), number=1)
-    assert clicks == [Click((4, 4), 0)]
+    for mode in ClickMode:
+        wrong = np.pad(np.ones((3, 3), int), 3)
+        (_, (clicks, _)) = simulate(np.zeros((9, 9), int), lambda _, wrong=wrong: wrong, number=1, mode=mode)
+        assert clicks == [Click((4, 4), 0)]
+    volume = np.pad(np.ones((1, 3, 3), int), ((1, 0), (3, 3), (3, 3)))
+    (_, (clicks, _)) = simulate(np.zeros((2, 9, 9), int), lambda _: volume, number=1, mode="line", slices=True)
+    assert clicks == [Click((1, 4, 4), 0)]

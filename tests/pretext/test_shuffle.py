@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numba
 import numpy as np
 import pytest
 
 from nnunet_qa.config_limited_data import DistortionConfig
+from nnunet_qa.pretext import shuffle
 from nnunet_qa.pretext.shuffle import draw_blocks, permute_blocks, shuffle_pixels
 
 
@@ -53,6 +60,26 @@ def test_all_orders_are_as_likely() -> None:
         found[order] = found.get(order, 0) + 1
     assert len(found) == 6
     assert sum((count - number / 6) ** 2 / (number / 6) for count in found.values()) < 20.5
+
+
+def test_numba_waits_until_it_is_needed() -> None:
+    program = "import sys, nnunet_qa.pretext.shuffle; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_compiled_code_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(function: Callable | None = None, *, cache: bool = False) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function '_permute': no locator available")
+        return function
+
+    monkeypatch.setattr(numba, "njit", njit)
+    shuffle._compiled.cache_clear()
+    image = np.arange(400, dtype=np.float32).reshape(1, 20, 20)
+    result = shuffle_pixels(image, np.random.default_rng(0), DistortionConfig(blocks=20))
+    shuffle._compiled.cache_clear()
+    assert (result != image).any()
+    assert set(result.ravel()) <= set(image.ravel())
 
 
 def test_no_block_is_no_change() -> None:

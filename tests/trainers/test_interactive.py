@@ -15,7 +15,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, ModelError
 from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels, click_maps
 from nnunet_qa.interaction.clicks import next_click
 from nnunet_qa.interaction.dialogue import Draw
@@ -71,6 +71,10 @@ def test_trains_goes_on_and_predicts_with_stock_nnunet(
         labels=2, sigma=2.0, spacing=spacing, previous=interaction.get("previous", False)
     )
 
+    qa_yaml(quick(most=2, **{**interaction, "sigma": 3}))
+    with pytest.raises(ModelError, match=r"trained with clicks of sigma 2.0, but 3.0 in qa.yaml; set it back"):
+        made(planned[kind], configuration).load_checkpoint(str(weights))
+    qa_yaml(quick(most=2, **interaction))
     again = made(planned[kind], configuration)
     again.initialize()
     again.load_checkpoint(str(weights))

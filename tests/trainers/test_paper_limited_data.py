@@ -21,6 +21,7 @@ from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder
 from nnunet_qa.errors import DatasetError, ModelError
 from nnunet_qa.networks.paper_unet import OriginalUNet
 from nnunet_qa.trainers import PaperUNetTrainer
+from nnunet_qa.trainers.paper_limited_data import CrossEntropyOfKnown
 from tests.phantom import trainer_of
 from tests.small import run_command
 
@@ -174,6 +175,48 @@ def test_the_best_validation_dice_is_the_final_model(
     assert not torch.equal(weights[2]["head.seg_layers.weight"], weights[1]["head.seg_layers.weight"])
     assert final["current_epoch"] == 3  # so --c finds it finished
     assert "final model is that of epoch 1" in Path(made.log_file).read_text()
+
+
+def test_where_no_class_is_known_the_loss_is_0_and_so_is_its_gradient() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = CrossEntropyOfKnown(3)(logits, torch.full((2, 1, 4, 4), 3, dtype=torch.int16))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_a_better_checkpoint_of_before_is_not_overwritten(
+    planned: dict[str, str], qa_yaml: Any, results: Path, small: None
+) -> None:
+    """Killed after the best epoch and before the next `checkpoint_latest.pth`."""
+    qa_yaml("")
+    made = trainer(planned["2d"])
+    made.initialize()
+    folder = Path(made.output_folder)
+    for name, best in (("latest", 0.3), ("best", 0.9)):
+        made._best_ema = best
+        made.save_checkpoint(str(folder / f"checkpoint_{name}.pth"))
+    again = trainer(planned["2d"])
+    again.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert again._best_ema == 0.9
+    made._best_ema = 0.2
+    made.save_checkpoint(str(folder / "checkpoint_best.pth"))
+    again.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert again._best_ema == 0.3
+
+
+def test_a_dice_that_is_no_number_does_not_stay_the_best(
+    planned: dict[str, str], qa_yaml: Any, results: Path, small: None
+) -> None:
+    qa_yaml("")
+    made = trainer(planned["2d"])
+    counts = ((0.0, 0.0), (1.0, 1.0))  # of no foreground, and a Dice of 2 / 3
+    for epoch, (tp, fp) in enumerate(counts):
+        made.current_epoch = epoch
+        parts = {"tp_hard": tp, "fp_hard": fp, "fn_hard": 0.0}
+        made.on_validation_epoch_end([{"loss": 0.0, **{key: np.array([value]) for key, value in parts.items()}}])
+    assert made.logger.get_value("ema_fg_dice", step=None) == pytest.approx([0, 2 / 3])
 
 
 def test_weights_of_other_classes_are_taken_but_for_the_head(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from skimage.io import imread
 
 from nnunet_qa.cases import CaseTable, Role
@@ -18,6 +19,7 @@ from nnunet_qa.data.paths import preprocessed_dataset_folder
 from nnunet_qa.data.transfer import transfer
 from nnunet_qa.errors import DatasetError, ModelError
 from tests.data.test_transfer import SOURCE, TARGET, network_of, write_source, write_target
+from tests.inference.interactive_model import plans_of
 from tests.phantom import trainer_of
 from tests.trainers.semi import copied, logs, one_step, settings, started
 
@@ -58,6 +60,11 @@ def test_trains_and_starts_other_trainings(
         load_pretrained_weights(other.network, str(folder / "checkpoint_final.pth"))
         for key, value in other.network.state_dict().items():
             assert torch.equal(value, final["network_weights"][key]) != (".seg_layers." in key)
+    other = trainer_of(planned[kind], configuration, 0)
+    other.configuration_manager.configuration["spacing"][-1] *= 1.02
+    other.initialize()
+    with pytest.raises(ModelError, match=r"checkpoint_final.pth: weights of images that were preprocessed otherwise"):
+        load_pretrained_weights(other.network, str(folder / "checkpoint_final.pth"))
 
 
 def test_several_channels_and_the_loss(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
@@ -83,6 +90,71 @@ def test_a_batch_holds_distorted_and_clean_images(planned: dict[str, str], qa_ya
             assert 0.8 < same < 1
         assert seen == {"S", "P"}  # annotated and pool
         assert not torch.equal(trainer.network(batch["data"]), batch["target"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_every_parameter_that_asks_for_a_gradient_gets_one(
+    planned: dict[str, str], qa_yaml: Any, results: Path, kind: str
+) -> None:
+    """DDP, as nnU-Net sets it up, stops at the second step otherwise."""
+    qa_yaml(settings())
+    trainer = restoring(planned["2d"])
+    plans = plans_of([16, 16])
+    ((name, configuration),) = plans["configurations"].items()
+    if kind == "residual":
+        architecture = configuration["architecture"]
+        architecture["network_class_name"] = architecture["network_class_name"].replace("PlainConv", "ResidualEncoder")
+        architecture["arch_kwargs"]["n_blocks_per_stage"] = [1, 1, 1]
+        del architecture["arch_kwargs"]["n_conv_per_stage"]
+    manager = PlansManager(plans)
+    network = trainer.build_network_architecture(manager, manager.get_configuration(name), 1, 2, False)
+    network(torch.rand(1, 1, 16, 16)).sum().backward()
+    assert [key for key, value in network.named_parameters() if (value.grad is None) == value.requires_grad] == []
+    assert any(not value.requires_grad for value in network.parameters())
+    deep = trainer.build_network_architecture(manager, manager.get_configuration(name), 1, 2, True)
+    assert all(value.requires_grad for value in deep.parameters())
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
+    qa_yaml(settings())
+    trainer = restoring(planned["2d"])
+    saved = []
+    trainer.save_checkpoint = lambda path: saved.append(Path(path).name)
+    trainer.logger.plot_progress_png = lambda _: None
+    best = []
+    for loss in (float("nan"), 2.0, float("nan"), 1.0):
+        trainer.on_epoch_start()
+        trainer.logger.log("train_losses", 1.0, trainer.current_epoch)
+        trainer.on_validation_epoch_end([{"loss": loss}])
+        trainer.on_epoch_end()
+        best.append(trainer._best_ema)
+    assert best == [None, -2, -2, -1]
+    assert saved.count("checkpoint_best.pth") == 2
+
+
+def test_all_ranks_prepare_the_pool_before_one_validates(
+    planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa_yaml(settings())
+    trainer = restoring(planned["2d"])
+    prepared = []
+    monkeypatch.setattr(trainer, "_prepare_pool", lambda: prepared.append(trainer.local_rank))
+    trainer.local_rank = 1
+    trainer.perform_actual_validation()  # as --val does, without a training before
+    assert prepared == [1]
+
+
+def test_a_better_checkpoint_of_before_is_not_overwritten(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
+    qa_yaml(settings())
+    trainer = restoring(planned["2d"])
+    trainer.initialize()
+    folder = Path(trainer.output_folder)
+    for name, best in (("latest", -2.0), ("best", -1.0)):
+        trainer._best_ema = best
+        trainer.save_checkpoint(str(folder / f"checkpoint_{name}.pth"))
+    again = restoring(planned["2d"])
+    again.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert again._best_ema == -1
 
 
 def test_a_resumed_training_goes_on(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
@@ -133,6 +205,26 @@ def test_held_out_subjects(
             splits = json.loads((preprocessed_dataset_folder(planned["2d"]) / "splits_final.json").read_text())
             assert set(splits[fold]["val"]) == set(held_out) - set(table.case_ids(Role.UNLABELLED))
             assert ("P0_c0" in held_out) == ("S0_c0" in held_out)
+
+
+def test_a_test_set_of_the_folds_is_left_out(
+    planned: dict[str, str], qa_yaml: Any, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa_yaml(settings())
+    raw = copied(planned["2d"], tmp_path, monkeypatch)
+    frame = CaseTable.read(raw / "cases.csv").frame.copy()
+    for case, subject in (("P0_c0", "S3"), ("P0_c1", "S0")):  # of the test set, and of the training
+        frame.loc[frame["case_id"] == case, "subject_id"] = subject
+    CaseTable(frame).write(raw / "cases.csv")
+    train, validated = ["S0_c0", "S1_c0", "S1_c1"], ["S2_c0"]  # S0_c1 and S2_c1 are of nobody, as is S3
+    splits = preprocessed_dataset_folder(planned["2d"]) / "splits_final.json"
+    splits.write_text(json.dumps([{"train": train, "val": validated}]))
+    trainer = restoring(planned["2d"])
+    trainer.initialize()
+    assert trainer.do_split() == (["P0_c1", "P0_c2", "P0_c3", *train], validated)
+    trainer.get_tr_and_val_datasets()
+    assert "5 images left out: by splits_final.json they are not of fold 0" in logs(trainer)
+    assert trainer.description()["images"] == {"annotated": 4, "pool": 3, "held_out": 1}
 
 
 def test_plans_moved_to_a_dataset_without_any_label(

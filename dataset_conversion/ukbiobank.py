@@ -1,0 +1,248 @@
+"""UK Biobank cardiac MR to nnU-Net's format: zips as downloaded or NIfTI folders, one case a frame (paper 003).
+
+Zips `<eid>_20209_2_0.zip` (short axis), `<eid>_20208_2_0.zip` (long axis) and `<eid>_20210_2_0.zip` (aorta) are read
+without unpacking. Frames with a mask or with contours are labelled, every other frame is the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from nnunet_qa.cases import Role
+from nnunet_qa.data.cine_phantom import SHORT_AXIS
+from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion import engine
+from nnunet_qa.dataset_conversion.cvi42 import Contours, fill, read_contours
+from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options
+from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.ukbiobank_files import Found, find_stacks, read_subjects
+from nnunet_qa.dataset_conversion.ukbiobank_nifti import (
+    Annotation,
+    most_different_frame,
+    read_labels,
+    read_nifti_stack,
+)
+from nnunet_qa.dataset_conversion.ukbiobank_series import Stack, build_stack
+from nnunet_qa.dataset_conversion.ukbiobank_views import UKBB, VIEWS, View, relabelled
+from nnunet_qa.dataset_conversion.ukbiobank_zip import read_images
+from nnunet_qa.errors import DatasetError, nearest
+
+REFERENCE = "UK Biobank, data fields 20208, 20209 and 20210"
+ALL, KEY_FRAMES = "all", "ed_es"
+
+
+def convert(
+    source: Path,
+    number: int,
+    *,
+    name: str = "UKBiobank",
+    view: str = SHORT_AXIS,
+    annotations: Path | None = None,
+    scheme: str = UKBB,
+    frames: str = ALL,
+    subjects: Path | None = None,
+    options: Options | None = None,
+) -> Path:
+    """Convert one view of UK Biobank's cardiac MR; a run that was killed is resumed by running it again.
+
+    Args:
+        source: the folder of the zips, or of the NIfTI folders `<eid>/`; subfolders are searched.
+        number: dataset number, 1 to 999.
+        name: dataset name after the number.
+        view: "sa", "ao", "la_2ch", "la_3ch" or "la_4ch".
+        annotations: where `<eid>/label_sa_ED.nii.gz` … or cvi42's XML files lie; None for `source`.
+        scheme: label values: "ukbb", or another one of the view.
+        frames: "all", "ed_es", or numbers of frames from 0 such as "0,10,20"; other frames are left out, annotated or
+            not.
+        subjects: a text file with one eid a line; None for all.
+        options: processes, folds, strictness.
+
+    Returns:
+        The folder of the raw dataset.
+
+    Raises:
+        DatasetError: an option that the view does not have, nothing found, or see `engine.convert`.
+    """
+    if view not in VIEWS:
+        raise DatasetError(f'--view "{view}"{nearest(view, VIEWS)}: choose from {", ".join(VIEWS)}')
+    labels = VIEWS[view].scheme(scheme)
+    _numbers(frames)
+    wanted = None if subjects is None else read_subjects(subjects)
+    units, left_out = find_stacks(
+        source, annotations=annotations or source, view=view, scheme=scheme, frames=frames, subjects=wanted
+    )
+    dataset = RawDataset.named(
+        number,
+        name,
+        channel_names=("MRI",),
+        labels={"background": 0, **labels},
+        file_ending=".nii.gz",
+        settings={
+            "source": str(source.resolve()),
+            "annotations": str((annotations or source).resolve()),
+            "view": view,
+            "scheme": scheme,
+            "frames": frames,
+            "subjects": wanted and hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest(),
+        },
+        extra={"reference": REFERENCE},
+    )
+    return engine.convert(dataset, units, read_stack, what="Subjects", options=options or Options(), left_out=left_out)
+
+
+def read_stack(found: Found) -> Iterator[Case | LeftOut]:
+    """Cases of one view of one subject: the chosen frames.
+
+    Raises:
+        DatasetError: the zip cannot be read or lacks the view.
+        ImageError: an image, a mask or an XML file cannot be read, or they do not fit.
+    """
+    view = VIEWS[found.view]
+    contours: Contours = {}
+    for path in found.contours:
+        contours |= read_contours(path)
+    if found.path.suffix.lower() == ".zip":
+        images, notes = read_images(found.path, view.series)
+        if not images:
+            raise DatasetError(f"{found.path}: holds no series {view.series.pattern}")
+        yield from (LeftOut(found.stack_id, note) for note in notes)
+        stack = build_stack(images, where=str(found.path), annotated=contours)
+        del images
+    else:
+        stack = read_nifti_stack(found.path)
+    annotation = _annotation(found, view, stack, contours)
+    yield from annotation.left_out
+    phases = _phases(annotation, stack, view, estimate=found.frames == KEY_FRAMES)
+    scheme = view.scheme(found.scheme)
+    chosen = _numbers(found.frames)
+    for frame, image in enumerate(stack.image):
+        if (found.frames == KEY_FRAMES and frame not in phases) or (chosen is not None and frame not in chosen):
+            continue
+        label = annotation.labels.get(frame)
+        phase, known_by = phases.get(frame, ("", ""))
+        yield Case(
+            case_id=f"{found.stack_id}_fr{frame:03d}",
+            role=Role.UNLABELLED if label is None else Role.LABELLED,
+            images=[image],
+            label=None if label is None else relabelled(label, view.labels, scheme),
+            geometry=stack.geometry,
+            row={
+                "subject_id": found.subject,
+                "stack_id": found.stack_id,
+                "frame_index": frame,
+                "phase": phase,
+                "phase_from": known_by,
+                "frame_time": round(stack.frame_time, 6),
+                "filled_slices": stack.filled[frame],
+            },
+        )
+
+
+def _numbers(frames: str) -> set[int] | None:
+    """Frames given by number, or None."""
+    if frames in (ALL, KEY_FRAMES):
+        return None
+    texts = [text.strip() for text in frames.split(",")]
+    if not all(text.isascii() and text.isdigit() for text in texts):
+        raise DatasetError(f'--frames "{frames}": give all, ed_es, or numbers from 0 such as 0,10,20')
+    return {int(text) for text in texts}
+
+
+def _annotation(found: Found, view: View, stack: Stack, contours: Contours) -> Annotation:
+    """Labels of masks, or else of contours."""
+    if found.labels:
+        annotation = read_labels(found.labels, found.phase_images, stack, {0, *view.labels.values()})
+        if found.contours:
+            annotation.left_out.append(LeftOut(str(found.contours[0]), "there are masks too, which were taken"))
+        return annotation
+    annotation = Annotation()
+    names = {name for name, _ in view.contours}
+    without_image = 0
+    for uid, of_image in contours.items():
+        if names.isdisjoint(of_image):
+            continue
+        if uid not in stack.places:
+            without_image += 1
+            continue
+        frame, index = stack.places[uid]
+        label = annotation.labels.setdefault(frame, np.zeros(stack.image.shape[1:], dtype=np.uint8))
+        label[index] = fill(of_image, (label.shape[1], label.shape[2]), view.contours)
+    if without_image:
+        reason = f"contours of {without_image} images that are not in {found.path.name}"
+        annotation.left_out.append(LeftOut(str(found.contours[0]), reason))
+    elif found.contours and not annotation.labels:
+        reason = f"has no contour of this view ({', '.join(sorted(names)) or 'none is known'})"
+        annotation.left_out.append(LeftOut(str(found.contours[0]), reason))
+    return annotation
+
+
+def _phases(annotation: Annotation, stack: Stack, view: View, *, estimate: bool) -> dict[int, tuple[str, str]]:
+    """ED and ES, and how they are known; ES of images without labels only where it is asked for."""
+    phases = dict(annotation.phases)
+    known = {phase for phase, _ in phases.values()}
+    sign = -1 if view.full_at_systole else 1
+    sizes = {frame: sign * int((label == 1).sum()) for frame, label in annotation.labels.items()}
+    if "ED" not in known and 0 not in sizes and len(sizes) > 1:  # annotated in another frame than the protocol's
+        phases[max(sizes, key=sizes.__getitem__)] = ("ED", "volume")
+    elif "ED" not in known:
+        phases.setdefault(0, ("ED", "protocol"))
+    if "ES" not in known:
+        others = sizes.keys() - phases.keys()
+        if others:
+            phases[min(sorted(others), key=sizes.__getitem__)] = ("ES", "volume")
+        elif estimate and len(stack.image) > 1:
+            phases.setdefault(most_different_frame(stack.image), ("ES", "estimate"))
+    return phases
+
+
+def command(
+    source: Path = typer.Option(
+        ..., "-i", "--input", help="Folder of the zips <eid>_20209_2_0.zip …, or of NIfTI folders <eid>/sa.nii.gz."
+    ),
+    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    name: str = typer.Option("UKBiobank", "--name", help="Dataset name after the number."),
+    view: str = typer.Option(
+        SHORT_AXIS, "--view", help="sa (short axis), ao (aorta), la_2ch, la_3ch or la_4ch (long axis)."
+    ),
+    annotations: Path | None = typer.Option(
+        None, "-a", "--annotations", help="Folder of <eid>/label_sa_ED.nii.gz … or of cvi42 XML files; by default -i."
+    ),
+    scheme: str = typer.Option(
+        UKBB, "--scheme", help="Label values: ukbb; sa also acdc, lv, lv-myo; ao also ascending; la_4ch also la."
+    ),
+    frames: str = typer.Option(ALL, "--frames", help="Frames that become cases: all, ed_es, or numbers such as 0,10."),
+    subjects: Path | None = typer.Option(None, "--subjects", help="Text file with one eid a line; by default all."),
+    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
+    dask: str | None = typer.Option(None, "--dask", help="Dask scheduler whose workers do it, tcp://host:8786."),
+    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
+    strict: bool = typer.Option(False, "--strict", help="Stop at the first subject that cannot be converted."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+) -> None:
+    """Convert UK Biobank's cardiac MR: one view, one case a frame.
+
+    Annotated frames become training cases, all other frames the unlabelled pool.
+
+    Example: `nnunet-qa convert ukbiobank -i /data/ukbb -d 131 -a /data/ukbb_labels -np 8`
+    """
+    options = Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite)
+    folder = convert(
+        source,
+        number,
+        name=name,
+        view=view,
+        annotations=annotations,
+        scheme=scheme,
+        frames=frames,
+        subjects=subjects,
+        options=options,
+    )
+    typer.echo(f"Wrote {folder}")
+
+
+if __name__ == "__main__":
+    run_script(command)
