@@ -85,11 +85,11 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def plan(numbers: list[int], configurations: list[str]) -> None:
+def plan(numbers: list[int], configurations: list[str], *more: str) -> None:
     """Plan and preprocess with nnU-Net's command, then make the networks narrow, so that tests are quick."""
     datasets = ["-d", *map(str, numbers), "-c", *configurations]
     processes = ["-npfp", "2", "-np", *(["2"] * len(configurations))]
-    run("nnUNetv2_plan_and_preprocess", *datasets, *processes, nnUNet_n_proc_DA="1")
+    run("nnUNetv2_plan_and_preprocess", *datasets, *processes, *more, nnUNet_n_proc_DA="1")
     for number in numbers:
         path = preprocessed_dataset_folder(str(number)) / "nnUNetPlans.json"
         plans = json.loads(path.read_text())

@@ -13,6 +13,7 @@ from nnunet_qa.cli.app import app
 from nnunet_qa.cli.convert import COMMANDS
 from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.experiments.demo_sources import SOURCES
+from tests.conftest import EXTERNAL
 from tests.phantom import plan, trainer_of
 
 TINY = {
@@ -40,12 +41,14 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (base / name).mkdir()
             patch.setenv(name, str(base / name))
+        # once for all, by nnU-Net's own command below
+        patch.setattr("nnunet_qa.data.raw_dataset.check_integrity", lambda folder, *, jobs: None)
         for name, source in SOURCES.items():
             written = source.write(base / "phantoms", np.random.default_rng(0))
             command = ["convert", name, "-i", str(written), "-d", str(NUMBERS[name]), "--name", source.name]
-            result = CliRunner().invoke(app, [*command, *source.convert, "--folds", "2"])
+            result = CliRunner().invoke(app, [*command, *source.convert, "--folds", "3"])
             assert result.exit_code == 0, (name, result.exception, result.output)
-        plan(list(NUMBERS.values()), ["2d"])
+        plan(list(NUMBERS.values()), ["2d"], "--verify_dataset_integrity")
     return base
 
 
@@ -55,6 +58,7 @@ def test_one_epoch_with_the_pool(converted: Path, monkeypatch: pytest.MonkeyPatc
     for folder in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(folder, str(converted / folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setenv("nnUNet_extTrainer", str(EXTERNAL))
     raw = next((converted / "nnUNet_raw").glob(f"Dataset{NUMBERS[name]}_*"))
     (raw / "qa.yaml").write_text(yaml.safe_dump(TINY))
     trainer = trainer_of(str(NUMBERS[name]), "2d", 0)
