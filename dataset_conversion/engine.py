@@ -22,6 +22,7 @@ from joblib import Parallel, delayed
 from nnunet_qa.cases import Role
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.fingerprint import fingerprint
 from nnunet_qa.errors import DatasetError, DependencyError, NnunetQAError, StorageError
 from nnunet_qa.files import write_csv
 from nnunet_qa.progress import track
@@ -99,9 +100,10 @@ class Options:
 
 @dataclass
 class _Outcome:
-    """What came of a unit: rows for the case table, what was left out, and why it failed."""
+    """What came of a unit: rows for the case table, what was left out, why it failed, and what its files were."""
 
     unit: str
+    files: str = ""
     rows: list[dict[str, object]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     failure: str | None = None
@@ -145,7 +147,8 @@ def convert(
     """Begin or resume a dataset, convert all units, and finish it.
 
     A unit that cannot be read leaves no case behind; it is named in `conversion_report.csv`, and the next run tries it
-    again.
+    again. The next run also converts units anew whose source files have changed, and deletes the cases of units that
+    are gone.
 
     Args:
         dataset: where to.
@@ -167,14 +170,15 @@ def convert(
     if options.jobs < 1 or options.folds < 2:
         raise DatasetError(f"--jobs {options.jobs} and --folds {options.folds}: give at least 1 process and 2 folds")
     dataset.begin(overwrite=options.overwrite)
-    wanted = {unit.name for unit in units}
-    outcomes = {outcome.unit: outcome for outcome in _known(dataset) if outcome.unit in wanted}
+    files = {unit.name: fingerprint(unit.content) for unit in units}
+    outcomes = {outcome.unit: outcome for outcome in _known(dataset) if outcome.files == files.get(outcome.unit)}
     missing = [unit for unit in units if unit.name not in outcomes]
     with (dataset.folder / DONE).open("a", encoding="utf-8") as done:
         done.write("\n")  # a kill may have cut off the last line
         for outcome in track(_running(missing, partial(_convert_one, dataset, read), options), what, len(missing)):
             if outcome.failure is not None and options.strict:
                 raise DatasetError(f"{outcome.unit}: {outcome.failure}")
+            outcome.files = files[outcome.unit]
             outcomes[outcome.unit] = outcome
             if outcome.failure is None:
                 done.write(json.dumps(vars(outcome)) + "\n")
@@ -185,6 +189,7 @@ def convert(
     if not rows:
         first = next((outcome.failure for outcome in ordered if outcome.failure), "nothing was found")
         raise DatasetError(f"{dataset.folder / REPORT}: no case could be converted; the first reason: {first}")
+    dataset.remove_others(rows)
     dataset.finish(rows, jobs=options.jobs, folds=options.folds)
     return dataset.folder
 
@@ -245,7 +250,7 @@ def _remove(dataset: RawDataset, case: Case) -> None:
 
 
 def _known(dataset: RawDataset) -> Iterator[_Outcome]:
-    """Units that an earlier run has converted and whose files are still there."""
+    """Units that an earlier run has converted and whose cases are still there; a unit may stand more than once."""
     path = dataset.folder / DONE
     if not path.is_file():
         return

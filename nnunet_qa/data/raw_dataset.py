@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,16 @@ class RawDataset:
                 self._check_nothing_promoted(old.get("annotated"))
                 content |= {"annotated": old["annotated"]} if "annotated" in old else {}
         make_folder(self.folder)
-        for name in {name for pair in FOLDERS.values() for name in pair if name}:
-            if (self.folder / name).is_dir():
-                remove_leftovers(self.folder / name)
+        self._remove_leftovers()
         write_json(record, content)
+
+    def _remove_leftovers(self) -> None:
+        for folder in self._case_folders():
+            remove_leftovers(folder)
+
+    def _case_folders(self) -> list[Path]:
+        names = {name for pair in FOLDERS.values() for name in pair if name}
+        return [self.folder / name for name in sorted(names) if (self.folder / name).is_dir()]
 
     def _check_same_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
@@ -175,6 +181,23 @@ class RawDataset:
         for path, channel in zip(self.image_paths(case_id, role), images, strict=True):
             write_image(path, channel, geometry)
 
+    def remove_others(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Delete all images and labels of cases that are not among the rows of the case table.
+
+        Args:
+            rows: one row a case, with `case_id` and `role`.
+        """
+        kept: set[Path] = set()
+        for row in rows:
+            case_id, role = str(row["case_id"]), Role(row["role"])
+            kept.update(self.image_paths(case_id, role))
+            if role is not Role.UNLABELLED:
+                kept.add(self.label_path(case_id, role))
+        for folder in self._case_folders():
+            for path in folder.iterdir():
+                if path not in kept:
+                    path.unlink()
+
     def finish(self, rows: Iterable[dict[str, object]], *, jobs: int = 1, folds: int = 5) -> CaseTable:
         """Write cases.csv, the folds and dataset.json, then run nnU-Net's own integrity check.
 
@@ -191,6 +214,7 @@ class RawDataset:
         labelled = table.case_ids(Role.LABELLED)
         if not labelled:
             raise DatasetError(f"{self.folder}: no annotated case was found; nnU-Net needs at least one to plan")
+        self._remove_leftovers()  # of a worker that was killed
         self._write_folds(table, labelled, folds)
         table.write(self.folder / CASES)
         write_json(self.folder / "dataset.json", self.dataset_json(len(labelled)))

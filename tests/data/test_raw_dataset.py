@@ -145,6 +145,9 @@ def test_leftovers_of_a_killed_run_are_removed(fresh_folders: Path) -> None:
     left.touch()
     raw.begin()
     assert not left.exists()
+    left.touch()  # of one of several workers, killed during the run
+    raw.finish([row("A")])
+    assert not left.exists()
 
 
 def test_doubled_cases_and_no_annotated_case_are_refused(fresh_folders: Path) -> None:
