@@ -85,6 +85,7 @@ def convert(
         DatasetError: a pattern, label or expression is wrong, no image was found, or none could be converted.
         StorageError: the disk is full or read-only.
     """
+    source = source.absolute()  # a worker may have another working folder
     patterns = [Pattern.parse(images, name="image"), *map(Pattern.parse, channels)]
     if len({pattern.name for pattern in patterns}) < len(patterns):
         raise DatasetError(

@@ -151,7 +151,7 @@ def onto_grid(mask: np.ndarray, own: Geometry, shape: tuple[int, ...], grid: Geo
         )
     order = np.abs(whole).argmax(axis=1)
     backward = whole.sum(axis=1) < 0
-    turned = np.flip(mask.transpose(order), np.flatnonzero(backward).tolist())
+    turned = np.flip(mask.transpose(order), tuple(np.flatnonzero(backward).tolist()))
     low = start.round().astype(int) - np.where(backward, np.array(turned.shape) - 1, 0)
     from_ = np.maximum(-low, 0)
     to = np.maximum(np.minimum(np.array(shape) - low, turned.shape), from_)

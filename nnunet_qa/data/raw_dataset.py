@@ -28,6 +28,7 @@ from nnunet_qa.data.images import (
 )
 from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import PREPROCESSED, RAW, base_folder, new_dataset_name, read_json
+from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import grouped_splits, write_splits
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.files import clear, make_folder, remove_leftovers, write_json
@@ -72,7 +73,7 @@ class RawDataset:
             DatasetError: number or name is not what nnU-Net accepts.
         """
         base_folder(PREPROCESSED)
-        return cls(folder=base_folder(RAW) / new_dataset_name(number, name), **entries)
+        return cls(folder=base_folder(RAW).absolute() / new_dataset_name(number, name), **entries)
 
     def image_paths(self, case_id: str, role: Role) -> list[Path]:
         """Files of all channels of a case."""
@@ -104,6 +105,7 @@ class RawDataset:
                 )
             refuse_unsettled(self.folder)
             if overwrite:
+                self._check_no_source_inside()
                 clear(self.folder, record)
             else:
                 old = read_json(record)
@@ -121,6 +123,12 @@ class RawDataset:
     def _case_folders(self) -> list[Path]:
         names = {name for pair in FOLDERS.values() for name in pair if name}
         return [self.folder / name for name in sorted(names) if (self.folder / name).is_dir()]
+
+    def _check_no_source_inside(self) -> None:
+        folder = self.folder.resolve()
+        for path in (self.settings.get(key) for key in ("source", "annotations")):
+            if isinstance(path, str) and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder):
+                raise DatasetError(f"{path}: lies in {self.folder}, which --overwrite deletes; choose another number")
 
     def _check_same_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
@@ -239,12 +247,14 @@ class RawDataset:
 
     def _write_folds(self, table: CaseTable, labelled: list[str], folds: int) -> None:
         subjects = table.subjects()
+        folder = base_folder(PREPROCESSED) / self.folder.name
         try:
             splits = grouped_splits({case: subjects[case] for case in labelled}, folds=folds)
         except DatasetError as error:
             logger.warning("%s: no folds written: %s", self.folder.name, error)
+            (folder / SPLITS).unlink(missing_ok=True)  # those of an earlier conversion name other cases
             return
-        write_splits(make_folder(base_folder(PREPROCESSED) / self.folder.name), splits)
+        write_splits(make_folder(folder), splits)
 
 
 def check_integrity(folder: Path, *, jobs: int = 1) -> None:

@@ -246,3 +246,22 @@ def test_links_make_no_second_subject_and_no_loop(tmp_path: Path) -> None:
         reasons = {one.name: one.reason for one in left_out}
         assert reasons["a/0.nii.gz"] == "is the same file as 1.nii.gz"
         assert "linked folder" in reasons["again"]
+
+
+def test_a_relative_source_is_found_from_another_working_folder(
+    tmp_path: Path, raw: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("images/a", "masks/a_seg"):
+        save(tmp_path / "in" / f"{name}.nii.gz", np.ones((2, 3, 4), np.uint8))
+    real = script.engine.convert
+
+    def elsewhere(*arguments: object, **options: object) -> Path:
+        monkeypatch.chdir("/")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(script.engine, "convert", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", "raw")
+    folder = script.convert(Path("in"), 7, **VOLUMES)
+    assert folder == tmp_path / "raw" / "Dataset007_Folder"
+    assert (folder / "labelsTr" / "a.nii.gz").is_file()
