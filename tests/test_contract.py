@@ -48,7 +48,10 @@ METHODS = sorted({entry for ours, base in OURS for entry in overridden(ours, bas
     ("name", "ours", "base"), METHODS, ids=[f"{kind.__name__}.{name}" for name, kind, _ in METHODS]
 )
 def test_an_overridden_method_has_nnunets_signature(name: str, ours: type, base: type) -> None:
-    assert shape(getattr(ours, name)) == shape(getattr(base, name))
+    found = shape(getattr(ours, name))
+    if isinstance(inspect.getattr_static(base, name), staticmethod):
+        assert found.pop(0)[0] == "self"  # called on the trainer, which may well look at its settings
+    assert found == shape(getattr(base, name))
 
 
 def test_the_trainer_overrides_the_hooks_it_is_meant_to() -> None:

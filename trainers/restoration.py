@@ -181,11 +181,32 @@ class RestorationTrainer(PoolTrainer):
         self.inference_allowed_mirroring_axes = None
         return (0.0, 0.0), False, self.configuration_manager.patch_size, None
 
-    def get_training_transforms(self, *_args: Any, **_settings: Any) -> RestorationTransform:
+    def get_training_transforms(  # static in nnU-Net; here the settings are those of the trainer
+        self,
+        patch_size: Any,
+        rotation_for_DA: Any,
+        deep_supervision_scales: Any,
+        mirror_axes: Any,
+        do_dummy_2d_data_aug: bool,
+        use_mask_for_norm: Any = None,
+        is_cascaded: bool = False,
+        foreground_labels: Any = None,
+        regions: Any = None,
+        ignore_label: int | None = None,
+    ) -> RestorationTransform:
         """The distortions, whatever nnU-Net asks for; the clean image takes the place of the segmentation."""
         return RestorationTransform(self.config.restoration)
 
-    get_validation_transforms = get_training_transforms
+    def get_validation_transforms(
+        self,
+        deep_supervision_scales: Any,
+        is_cascaded: bool = False,
+        foreground_labels: Any = None,
+        regions: Any = None,
+        ignore_label: int | None = None,
+    ) -> RestorationTransform:
+        """As for training."""
+        return RestorationTransform(self.config.restoration)
 
     def validation_step(self, batch: dict) -> dict:
         """The loss of a batch."""
