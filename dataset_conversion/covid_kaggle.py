@@ -82,6 +82,7 @@ def convert(
     Raises:
         DatasetError: no arrays, or what `engine.convert` raises.
     """
+    source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     units, left_out = find_arrays(source, subset=subset)
     dataset = covid_dataset(number, name, source, look, reference=REFERENCE, subset=subset.value, scans=list(scans))

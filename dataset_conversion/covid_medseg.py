@@ -49,6 +49,7 @@ def convert(
     Raises:
         DatasetError: no images, or what `engine.convert` raises.
     """
+    source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     units, left_out = find_parts(source)
     dataset = covid_dataset(number, name, source, look, reference=REFERENCE)

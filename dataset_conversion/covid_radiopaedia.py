@@ -37,6 +37,7 @@ def convert(
     Raises:
         DatasetError: no volumes, or what `engine.convert` raises.
     """
+    source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     units, left_out = find_volumes(source)
     dataset = covid_dataset(number, name, source, look, reference=REFERENCE)

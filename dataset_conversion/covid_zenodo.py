@@ -57,6 +57,7 @@ def convert(
     Raises:
         DatasetError: the class ggo was asked for, no volumes, or what `engine.convert` raises.
     """
+    source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     if look.classes is Classes.GGO:
         raise DatasetError("--classes ggo: these masks do not tell ground glass from consolidation; choose infection")

@@ -6,12 +6,17 @@ The engine writes the cases, keeps what is done, and reports what was left out a
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from joblib import Parallel, delayed
 from nnunet_qa.cases import Role
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.fingerprint import fingerprint
 from nnunet_qa.errors import DatasetError, DependencyError, NnunetQAError, StorageError
 from nnunet_qa.files import write_csv
 from nnunet_qa.progress import track
@@ -32,7 +38,9 @@ REPORT, DONE = "conversion_report.csv", "conversion_units.jsonl"
 """In the raw dataset: one row a unit and one a thing left out; and what later runs need not do again."""
 PATIENCE = 30
 """Seconds in which a Dask scheduler has to answer."""
+ENDED = "its process was ended from outside; is there enough memory?"
 CONVERTED, SKIPPED, LEFT_OUT = "converted", "skipped", "left out"
+_LONGEST = 150  # letters of a name, as file systems take 255 bytes with all that is added to it
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -99,16 +107,17 @@ class Options:
 
 @dataclass
 class _Outcome:
-    """What came of a unit: rows for the case table, what was left out, and why it failed."""
+    """What came of a unit: rows for the case table, what was left out, why it failed, and what its files were."""
 
     unit: str
+    files: str = ""
     rows: list[dict[str, object]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     failure: str | None = None
 
 
 def safe_name(text: str) -> str:
-    """A case identifier from any text: letters, digits, `-` and `_`.
+    """A case identifier from any text: letters, digits, `-` and `_`; a long one is cut and ends in a digest.
 
     Raises:
         DatasetError: nothing is left of the text.
@@ -119,6 +128,8 @@ def safe_name(text: str) -> str:
     name = _UNSAFE.sub("_", text).strip("_")
     if not name:
         raise DatasetError(f'"{text}" holds no letter or digit to name a case by; rename it')
+    if len(name) > _LONGEST:
+        name = f"{name[:_LONGEST]}_{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:8]}"
     return name
 
 
@@ -145,7 +156,8 @@ def convert(
     """Begin or resume a dataset, convert all units, and finish it.
 
     A unit that cannot be read leaves no case behind; it is named in `conversion_report.csv`, and the next run tries it
-    again.
+    again. The next run also converts units anew whose source files have changed, and deletes the cases of units that
+    are gone.
 
     Args:
         dataset: where to.
@@ -167,24 +179,27 @@ def convert(
     if options.jobs < 1 or options.folds < 2:
         raise DatasetError(f"--jobs {options.jobs} and --folds {options.folds}: give at least 1 process and 2 folds")
     dataset.begin(overwrite=options.overwrite)
-    wanted = {unit.name for unit in units}
-    outcomes = {outcome.unit: outcome for outcome in _known(dataset) if outcome.unit in wanted}
+    files = {unit.name: fingerprint(unit.content) for unit in units}
+    outcomes = {outcome.unit: outcome for outcome in _known(dataset)}  # the last line of a unit counts
+    outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.files == files.get(name)}
     missing = [unit for unit in units if unit.name not in outcomes]
     with (dataset.folder / DONE).open("a", encoding="utf-8") as done:
         done.write("\n")  # a kill may have cut off the last line
         for outcome in track(_running(missing, partial(_convert_one, dataset, read), options), what, len(missing)):
             if outcome.failure is not None and options.strict:
                 raise DatasetError(f"{outcome.unit}: {outcome.failure}")
+            outcome.files = files[outcome.unit]
             outcomes[outcome.unit] = outcome
             if outcome.failure is None:
                 done.write(json.dumps(vars(outcome)) + "\n")
                 done.flush()
-    ordered = [outcomes[unit.name] for unit in units]
-    rows = _without_repeated(dataset, ordered)
+    ordered = _settle(dataset, units, outcomes, partial(_convert_one, dataset, read), strict=options.strict)
+    rows = [row for outcome in ordered for row in outcome.rows]
     _write_report(dataset.folder, ordered, left_out)
     if not rows:
         first = next((outcome.failure for outcome in ordered if outcome.failure), "nothing was found")
         raise DatasetError(f"{dataset.folder / REPORT}: no case could be converted; the first reason: {first}")
+    dataset.remove_others(rows)
     dataset.finish(rows, jobs=options.jobs, folds=options.folds)
     return dataset.folder
 
@@ -192,11 +207,10 @@ def convert(
 def _running(units: Sequence[Unit], work: Callable[[Unit], _Outcome], options: Options) -> Iterator[_Outcome]:
     """Outcomes as they come."""
     if options.dask is None:
-        calls = (delayed(work)(unit) for unit in units)
-        yield from Parallel(n_jobs=options.jobs, return_as="generator_unordered")(calls)
+        yield from _in_processes(units, work, options.jobs)
         return
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
         raise DependencyError('--dask needs Dask; run `pip install "nnunet-qa[dask]"`') from error
     try:
@@ -205,10 +219,42 @@ def _running(units: Sequence[Unit], work: Callable[[Unit], _Outcome], options: O
         raise DependencyError(f"--dask {options.dask}: no scheduler answers there ({error})") from error
     with client:
         # not pure: a unit that failed in an earlier run is tried again
-        futures = client.map(work, units, pure=False, retries=3)
-        for future in as_completed(futures):
-            yield future.result()
+        futures = dict(zip(client.map(work, units, pure=False, retries=3), units, strict=True))
+        for future in as_completed(list(futures)):
+            try:
+                outcome = future.result()
+            except KilledWorker:
+                outcome = _Outcome(futures[future].name, failure=ENDED)
+            yield outcome
+            del futures[future]
             future.release()
+
+
+def _in_processes(units: Sequence[Unit], work: Callable[[Unit], _Outcome], jobs: int) -> Iterator[_Outcome]:
+    """Outcomes from `jobs` processes; where one dies, what was under way is tried again, each unit alone."""
+    rest = list(units)
+    while rest:
+        begun: dict[str, Unit] = {}
+        calls = (begun.setdefault(unit.name, unit) for unit in rest)
+        finished: set[str] = set()
+        try:
+            runs = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(work)(unit) for unit in calls)
+            for outcome in runs:
+                finished.add(outcome.unit)
+                yield outcome
+        except BrokenProcessPool:
+            for name, unit in begun.items():
+                if name not in finished:
+                    yield _alone(unit, work)
+        rest = [unit for unit in rest if unit.name not in begun]
+
+
+def _alone(unit: Unit, work: Callable[[Unit], _Outcome]) -> _Outcome:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as executor:
+        try:
+            return executor.submit(work, unit).result()
+        except BrokenProcessPool:
+            return _Outcome(unit.name, failure=ENDED)
 
 
 def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | LeftOut]], unit: Unit) -> _Outcome:
@@ -223,7 +269,8 @@ def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | Left
             written.append(found)
             dataset.write_case(found.case_id, found.role, found.images, found.label, geometry=found.geometry)
             written[-1] = _without_pixels(found)
-            outcome.rows.append({"case_id": found.case_id, "role": found.role.value, **found.row})
+            row = {key: _text(value) if isinstance(value, str) else value for key, value in found.row.items()}
+            outcome.rows.append({"case_id": found.case_id, "role": found.role.value, **row})
     except StorageError:
         raise
     except Exception as error:  # whatever a damaged file makes a reader raise, it must not stop the other units
@@ -234,6 +281,11 @@ def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | Left
     return outcome
 
 
+def _text(text: str) -> str:
+    """The text as UTF-8 can hold it; bytes of a file name that are none are written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _without_pixels(case: Case) -> Case:
     """What is needed to remove a case again; its pixels would fill the memory."""
     return Case(case_id=case.case_id, role=case.role, images=())
@@ -241,36 +293,58 @@ def _without_pixels(case: Case) -> Case:
 
 def _remove(dataset: RawDataset, case: Case) -> None:
     for path in (*dataset.image_paths(case.case_id, case.role), dataset.label_path(case.case_id, case.role)):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what cannot be deleted stays no case: it is in no table
+            path.unlink(missing_ok=True)
 
 
 def _known(dataset: RawDataset) -> Iterator[_Outcome]:
-    """Units that an earlier run has converted and whose files are still there."""
+    """Units that an earlier run has converted and whose cases are still there; a unit may stand more than once."""
     path = dataset.folder / DONE
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             outcome = _Outcome(**json.loads(line))
-            cases = [(str(row["case_id"]), Role(row["role"])) for row in outcome.rows]
+            there = _is_there(dataset, outcome)
         except (ValueError, TypeError, KeyError):
             continue  # cut off by a kill
-        if all(dataset.has_case(case, role, labelled=role is Role.LABELLED) for case, role in cases):
+        if there:
             yield outcome
 
 
-def _without_repeated(dataset: RawDataset, outcomes: Sequence[_Outcome]) -> list[dict[str, object]]:
-    """Rows of all units; a unit that repeats a case identifier of another one fails, for one overwrote the other."""
-    owners: dict[object, str] = {}
-    for outcome in outcomes:
-        for row in outcome.rows:
-            first = owners.setdefault(row["case_id"], outcome.unit)
-            if first != outcome.unit:
-                raise DatasetError(
-                    f'{dataset.folder}: "{first}" and "{outcome.unit}" give the same case "{row["case_id"]}"; rename '
-                    "one of them and start anew with --overwrite"
-                )
-    return [row for outcome in outcomes for row in outcome.rows]
+def _is_there(dataset: RawDataset, outcome: _Outcome) -> bool:
+    """Whether all files of a unit's cases are there."""
+    cases = [(str(row["case_id"]), Role(row["role"])) for row in outcome.rows]
+    return all(dataset.has_case(case, role, labelled=role is Role.LABELLED) for case, role in cases)
+
+
+def _settle(
+    dataset: RawDataset,
+    units: Sequence[Unit],
+    outcomes: dict[str, _Outcome],
+    work: Callable[[Unit], _Outcome],
+    *,
+    strict: bool,
+) -> list[_Outcome]:
+    """A unit that repeats a case of an earlier one fails; the earlier one, overwritten, is converted anew."""
+    owners: dict[object, Unit] = {}
+    overwritten: set[str] = set()
+    for unit in units:
+        names = [row["case_id"] for row in outcomes[unit.name].rows]
+        repeated = [name for name in names if name in owners]
+        if not repeated:
+            owners.update(dict.fromkeys(names, unit))
+            continue
+        overwritten |= {owners[name].name for name in repeated}
+        first = owners[repeated[0]].name
+        reason = f'gives the same case "{repeated[0]}" as "{first}"; rename one of them'
+        if strict:
+            raise DatasetError(f"{unit.name}: {reason}")
+        outcomes[unit.name] = _Outcome(unit.name, failure=reason)
+    for unit in units:  # a unit that failed has taken its cases away, and with them those of another of the same name
+        if unit.name in overwritten or not _is_there(dataset, outcomes[unit.name]):
+            outcomes[unit.name] = work(unit)
+    return [outcomes[unit.name] for unit in units]
 
 
 def _write_report(folder: Path, outcomes: Sequence[_Outcome], left_out: Iterable[LeftOut]) -> None:
@@ -281,10 +355,12 @@ def _write_report(folder: Path, outcomes: Sequence[_Outcome], left_out: Iterable
         rows.append((outcome.unit, status, len(outcome.rows), outcome.failure or ""))
         rows += [(name, LEFT_OUT, 0, reason) for name, reason in outcome.left_out]
     rows += [(found.name, LEFT_OUT, 0, found.reason) for found in left_out]
+    rows = [(_text(name), status, cases, _text(reason)) for name, status, cases, reason in rows]
     write_csv(folder / REPORT, pd.DataFrame(rows, columns=["name", "status", "cases", "reason"]))
     for name, status, _, reason in rows:
         if status != CONVERTED:
             logger.warning("%s: %s: %s", name, status, reason)
     skipped, without = (sum(row[1] == status for row in rows) for status in (SKIPPED, LEFT_OUT))
-    if skipped or without:
-        logger.warning("%d skipped, %d left out; see %s", skipped, without, folder / REPORT)
+    converted = len(rows) - skipped - without
+    level = logging.WARNING if skipped or without else logging.INFO
+    logger.log(level, "%d converted, %d skipped, %d left out; see %s", converted, skipped, without, folder / REPORT)

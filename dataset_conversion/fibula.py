@@ -128,6 +128,7 @@ def convert(
         DatasetError: no scan was found or none could be converted, or a test subject is unknown.
         StorageError: the disk is full or read-only.
     """
+    source = source.absolute()  # a worker may have another working folder
     settings = settings or Settings()
     units, left_out = find_patients(source)
     test = chosen_subjects(test_subjects, [unit.name for unit in units])

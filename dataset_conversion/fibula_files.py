@@ -14,12 +14,14 @@ from nnunet_qa.errors import DatasetError
 
 IMAGE_FOLDERS = ("images", "image", "scans", "ct", "dicom")
 MASK_FOLDERS = ("masks", "mask", "labels", "segmentations", "segmentation", "surfaces", "stl")
-OTHER_BONES = (
-    "patella", "tibia", "tarsal", "metatarsal", "phalanges_feet", "ulna", "radius", "carpal", "metacarpal",
-    "phalanges_hand", "femur",
-)  # fmt: skip
-"""TotalSegmentator's names of bones that are no fibula."""
+OTHER_BONES = frozenset((
+    "calcaneus", "carpal", "feet", "femora", "femur", "femurs", "foot", "hand", "hip", "hips", "humerus", "knee",
+    "metacarpal", "metatarsal", "patella", "patellae", "pelvis", "phalanges", "radius", "sacrum", "skin", "talus",
+    "tarsal", "tibia", "tibiae", "tibias", "ulna",
+))  # fmt: skip
+"""Words in names of masks that are no fibula, TotalSegmentator's bones among them."""
 LAYOUT = "a folder a patient, or files side by side such as p1.nii.gz and p1_mask.nii.gz, or folders images and masks"
+_SIDES = frozenset(("left", "right", "l", "r"))
 _MASK = re.compile(r"(?<![a-z])(masks?|seg|segmentation|labels?|fibulae?)(?![a-z])", re.IGNORECASE)
 
 
@@ -69,21 +71,24 @@ def find_patients(source: Path) -> tuple[list[Unit], list[LeftOut]]:
         inner = parts[1:] if top in (*IMAGE_FOLDERS, *MASK_FOLDERS) else parts
         owner = inner[0] if len(inner) > 1 else ""
         in_masks = any(folder.lower() in MASK_FOLDERS for folder in folders)
-        if _is_mask(path, in_masks=in_masks, in_images=top in IMAGE_FOLDERS):
+        if _is_mask(path, owner, in_masks=in_masks, in_images=top in IMAGE_FOLDERS):
             masks.append((path, owner))
         elif in_masks or not (owner or is_volume(path)):
             left_out.append(LeftOut(_shown(path, source), "is neither a scan nor a mask of a known kind"))
         else:
             images[owner or stem_of(path)].append(path)
+    _without_other_bones(images, source, left_out)
     owned: dict[str, list[Path]] = defaultdict(list)
     for path, owner in masks:
         patient = owner if owner in images else _named_like(stem_of(path), images)
-        if stem_of(path).lower() in OTHER_BONES:
+        if _words(path, patient or owner) & OTHER_BONES:
             left_out.append(LeftOut(_shown(path, source), "is the mask of another bone"))
         elif patient is None:
             left_out.append(LeftOut(_shown(path, source), "is a mask without a scan"))
         else:
             owned[patient].append(path)
+    for patient, own in owned.items():
+        owned[patient] = _of_fibula(own, patient, source, left_out)
     units = list(_units(images, owned, source, left_out))
     if not units:
         raise DatasetError(f"{source}: no scan there; expected {LAYOUT}")
@@ -103,12 +108,42 @@ def _files(source: Path, left_out: list[LeftOut]) -> Iterator[Path]:
             )
 
 
-def _is_mask(path: Path, *, in_masks: bool, in_images: bool) -> bool:
+def _is_mask(path: Path, owner: str, *, in_masks: bool, in_images: bool) -> bool:
     if path.suffix.lower() == ".stl":
         return True
-    stem = stem_of(path)
-    named = not in_images and (_MASK.search(stem) is not None or stem.lower() in OTHER_BONES)
+    words = _words(path, owner)
+    alone = bool(owner) or not any(letter.isdigit() for letter in path.stem)  # tibia_7.nii.gz may be a scan
+    other_bone = alone and bool(words & OTHER_BONES) and words <= OTHER_BONES | _SIDES
+    named = not in_images and (_MASK.search(stem_of(path)) is not None or other_bone)
     return is_volume(path) and (in_masks or named)
+
+
+def _words(path: Path, patient: str) -> set[str]:
+    """Words in the name of a file without the name of its patient, small."""
+    return set(re.findall("[a-z]+", stem_of(path).removeprefix(patient).lower()))
+
+
+def _without_other_bones(images: dict[str, list[Path]], source: Path, left_out: list[LeftOut]) -> None:
+    """Take away what passes for a scan but is called by another patient and a bone, such as `p2_tibia` beside `p2`."""
+    for name in [name for name in images if OTHER_BONES & set(re.findall("[a-z]+", name.lower()))]:
+        other = _named_like(name, set(images) - {name})
+        if other is not None and OTHER_BONES & set(re.findall("[a-z]+", name.removeprefix(other).lower())):
+            paths = images.pop(name)
+            left_out += [LeftOut(_shown(path, source), "is the mask of another bone") for path in paths]
+
+
+def _of_fibula(masks: list[Path], patient: str, source: Path, left_out: list[LeftOut]) -> list[Path]:
+    """Of several masks of a patient, those whose names say that they are, or say no more than a side."""
+    if len(masks) < 2:
+        return masks
+    kept = []
+    for path in masks:
+        if _words(path, patient) <= _SIDES or _MASK.search(stem_of(path).removeprefix(patient)):
+            kept.append(path)
+        else:
+            reason = "is one of several masks and its name does not say fibula, mask or a side; rename it if it is one"
+            left_out.append(LeftOut(_shown(path, source), reason))
+    return kept
 
 
 def _named_like(stem: str, patients: Iterable[str]) -> str | None:

@@ -85,6 +85,7 @@ def convert(
         DatasetError: a pattern, label or expression is wrong, no image was found, or none could be converted.
         StorageError: the disk is full or read-only.
     """
+    source = source.absolute()  # a worker may have another working folder
     patterns = [Pattern.parse(images, name="image"), *map(Pattern.parse, channels)]
     if len({pattern.name for pattern in patterns}) < len(patterns):
         raise DatasetError(
@@ -141,7 +142,7 @@ def find_cases(
     if not found[0]:
         raise DatasetError(f'{source}: no file fits --images "{channels[0].glob}"; put the pattern in quotes')
     units: list[Unit] = []
-    left_out: list[LeftOut] = []
+    left_out = _linked(source, (*channels, masks), found[0])
     taken: set[str] = set()
     for key, path in found[0].items():
         shown = path.relative_to(source).as_posix()
@@ -165,6 +166,19 @@ def find_cases(
             f"{source}: no image makes a case; the first reason: {left_out[0].name}: {left_out[0].reason}"
         )
     return units, left_out
+
+
+def _linked(source: Path, patterns: Sequence[Pattern], images: dict[tuple[str, ...], Path]) -> list[LeftOut]:
+    """Take away images that are links to other images; tell of these and of linked folders."""
+    folders = sorted({path for pattern in patterns for path in pattern.linked_folders(source)})
+    left_out = [LeftOut(path.relative_to(source).as_posix(), "is a linked folder; copy it there") for path in folders]
+    owners: dict[Path, Path] = {}
+    for key, path in sorted(images.items(), key=lambda item: item[1].is_symlink()):
+        first = owners.setdefault(path.resolve(), path)
+        if first != path:
+            left_out.append(LeftOut(path.relative_to(source).as_posix(), f"is the same file as {first.name}"))
+            del images[key]
+    return left_out
 
 
 def _files_of(

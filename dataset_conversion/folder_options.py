@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +48,29 @@ class Pattern:
         return found
 
     def files(self, source: Path) -> dict[tuple[str, ...], Path]:
-        """Files by what the wildcards stand for, sorted; those behind links are among them, see `below`."""
+        """Files by what the wildcards stand for, sorted; links to files are among them, see `below`."""
         expression = re.compile("".join(map(_as_expression, _PIECE.findall(self.glob))), re.DOTALL)
         found: dict[tuple[str, ...], Path] = {}
-        for name in sorted(glob(self.glob, root_dir=source, recursive=True)):
-            match = expression.fullmatch(Path(name).as_posix())
-            if match is not None and (source / name).is_file():
-                found[match.groups()] = source / name
+        for path in sorted(self._below(source)):
+            match = expression.fullmatch(path.relative_to(source).as_posix())
+            if match is not None and path.is_file():
+                found[match.groups()] = path
         return found
+
+    def linked_folders(self, source: Path) -> list[Path]:
+        """Folders that the pattern might reach through a link; these are not followed, for links may go in circles."""
+        return sorted(path for path in self._below(source) if path.is_symlink() and path.is_dir())
+
+    def _below(self, source: Path) -> Iterator[Path]:
+        """Files and linked folders, as deep as the pattern reaches; hidden ones only for a pattern that names such."""
+        parts = Path(self.glob).parts
+        hidden = any(part.startswith(".") for part in parts)
+        for place, folders, files in os.walk(source):
+            here = Path(place)
+            linked = [name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in (*files, *linked) if hidden or not name.startswith("."))
+            deep = "**" not in self.glob and len(here.relative_to(source).parts) + 1 >= len(parts)
+            folders[:] = [] if deep else [name for name in folders if hidden or not name.startswith(".")]
 
 
 def _as_expression(piece: str) -> str:

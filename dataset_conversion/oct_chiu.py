@@ -64,6 +64,7 @@ def convert(
     Raises:
         DatasetError: no files, a subject stands twice, unknown test subjects, or no file could be converted.
     """
+    source = source.absolute()  # a worker may have another working folder
     if grader not in GRADERS:
         raise DatasetError(f"--grader {grader}: the set has the graders 1 and 2")
     files = find_subjects(source)

@@ -99,6 +99,7 @@ def convert(
     Raises:
         DatasetError: the layout is another one, a stack stands twice, or no stack could be converted.
     """
+    source = source.absolute()  # a worker may have another working folder
     if grader is not None and grader.upper() not in GRADERS:
         raise DatasetError(f"--grader {grader}: choose from {', '.join(GRADERS)}")
     grader = grader.upper() if grader else None

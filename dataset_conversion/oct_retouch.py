@@ -93,6 +93,7 @@ def convert(
     Raises:
         DatasetError: no scans, unknown test subjects, a framing for volumes, or no scan could be converted.
     """
+    source = source.absolute()  # a worker may have another working folder
     if mode is Mode.VOLUMES and framing not in (None, Framing()):
         raise DatasetError("--mode volumes keeps the scans as they are; crop, size and padding are for --mode bscans")
     units, left_out = find_scans(source)

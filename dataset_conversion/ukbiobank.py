@@ -68,13 +68,14 @@ def convert(
     Raises:
         DatasetError: an option that the view does not have, nothing found, or see `engine.convert`.
     """
+    source = source.absolute()  # a worker may have another working folder
     if view not in VIEWS:
         raise DatasetError(f'--view "{view}"{nearest(view, VIEWS)}: choose from {", ".join(VIEWS)}')
     labels = VIEWS[view].scheme(scheme)
     _numbers(frames)
     wanted = None if subjects is None else read_subjects(subjects)
     units, left_out = find_stacks(
-        source, annotations=annotations or source, view=view, scheme=scheme, frames=frames, subjects=wanted
+        source, annotations=(annotations or source).absolute(), view=view, scheme=scheme, frames=frames, subjects=wanted
     )
     dataset = RawDataset.named(
         number,

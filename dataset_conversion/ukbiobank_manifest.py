@@ -37,8 +37,9 @@ def read_manifest(content: bytes, name: str) -> dict[str, str]:
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     series = next((column for column in _SERIES if column in header), None)
     if _FILE not in header or series is None:
-        found = ", ".join(header)[:200]
-        raise DatasetError(f'{name}: lacks the column "{_FILE}" or "{_SERIES[0]}"; found: {found or "nothing"}')
+        raise DatasetError(  # its first row may be a patient's, so it is not shown
+            f'{name}: lacks the column "{_FILE}" or "{_SERIES[0]}" (its first row has {len(header)} columns)'
+        )
     file_column, series_column = header.index(_FILE), header.index(series)
     return {
         row[file_column].strip(): row[series_column].strip()

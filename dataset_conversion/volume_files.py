@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_qa.data.images import Geometry, read_volume
+from nnunet_qa.data.metaimage import metaimage_data
 from nnunet_qa.dataset_conversion.engine import below
 from nnunet_qa.errors import DatasetError, ImageError
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Endings of files that hold a volume and its place in the patient."""
-_WITH_HEADER = (".nrrd", ".nhdr", ".mha", ".mhd")
-_DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file\s*:)[ \t]*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
-_HEADER = 1 << 16
+_NRRD_DATA_FILE = re.compile(rb"^\s*data ?file\s*:(?!=)[ \t]*(.*?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+_META_DATA_FILE = re.compile(rb"^[ \t]*(ElementDataFile)[ \t]*[=:][ \t]*(.*?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+_NRRD_END = re.compile(rb"\r?\n\r?\n")
+_HEADER = 1 << 16  # bytes; real headers have a few hundred
 
 
 def stem_of(path: Path) -> str:
@@ -62,18 +64,42 @@ def check_data_file(path: Path, source: Path) -> None:
 
     Raises:
         DatasetError: names the file that the header names.
+        ImageError: the header has no end, or names no or several files.
     """
-    if not path.name.lower().endswith(_WITH_HEADER):
-        return
-    with path.open("rb") as file:
-        match = _DATA_FILE.search(file.read(_HEADER))
-    if match is None or match.group(1).upper() == b"LOCAL":
-        return
-    name = os.fsdecode(match.group(1))
-    if name.upper().startswith("LIST") or "%" in name:
-        raise DatasetError(f"{path}: takes its voxels from a list of files; write it as one file")
-    if not (path.parent / name).resolve().is_relative_to(source.resolve()):
-        raise DatasetError(f"{path}: takes its voxels from {name}, outside {source}; copy the file there")
+    ending = path.suffix.lower()
+    if ending == ".mhd":
+        below(metaimage_data(path), source)
+    elif ending in (".mha", ".nrrd", ".nhdr"):
+        with path.open("rb") as file:
+            start = file.read(_HEADER)
+        name = _meta_data_file(path, start) if ending == ".mha" else _nrrd_data_file(path, start)
+        if name is None or name.upper() == "LOCAL":
+            return
+        if name.upper().startswith("LIST") or "%" in name:
+            raise DatasetError(f"{path}: takes its voxels from a list of files; write it as one file")
+        if not (path.parent / name).resolve().is_relative_to(source.resolve()):
+            raise DatasetError(f"{path}: takes its voxels from {name}, outside {source}; copy the file there")
+
+
+def _meta_data_file(path: Path, start: bytes) -> str:
+    """What a `.mha` names; its voxels follow that line, and may by chance look like a second one."""
+    match = _META_DATA_FILE.search(start)
+    if match is None or match.group(1) != b"ElementDataFile" or not match.group(2):  # readers pass over other spellings
+        raise ImageError(f"{path}: is no MetaImage (it must name an ElementDataFile); copy the file again")
+    return os.fsdecode(match.group(2))
+
+
+def _nrrd_data_file(path: Path, start: bytes) -> str | None:
+    """What a NRRD header names, or None where the voxels follow it; keys (`:=`) are free text and name nothing."""
+    end = _NRRD_END.search(start)
+    if end is None and (len(start) == _HEADER or path.suffix.lower() != ".nhdr"):
+        raise ImageError(f"{path}: its header does not end within {_HEADER} bytes; write the file again")
+    names = _NRRD_DATA_FILE.findall(start[: end.start()] if end else start)
+    if len(names) > 1:
+        raise ImageError(f"{path}: names {len(names)} data files; write it as one file")
+    if not names and path.suffix.lower() == ".nhdr":
+        raise ImageError(f"{path}: names no data file; write it as one .nrrd")
+    return os.fsdecode(names[0]) if names else None
 
 
 def affine(geometry: Geometry) -> np.ndarray:
@@ -110,20 +136,30 @@ def onto_grid(mask: np.ndarray, own: Geometry, shape: tuple[int, ...], grid: Geo
         ImageError: the grids do not fit, or a labelled voxel lies outside the image.
     """
     step = np.linalg.inv(affine(grid)) @ affine(own)
-    inside = np.argwhere(mask)
-    moved = (inside[:, ::-1] @ step[:3, :3].T + step[:3, 3])[:, ::-1]
-    target = np.rint(moved).astype(np.int64)
-    axes = np.abs(step[:3, :3])
-    same_voxels = np.abs(axes - axes.round()).max() < 0.02 and (axes.round().sum(axis=0) == 1).all()
-    if not same_voxels or np.abs(moved - target).max(initial=0) > 0.1:
+    if mask.shape == shape and np.abs(step - np.eye(4)).max() * max(shape) < 0.02:
+        return mask
+    turn = step[2::-1, 2::-1]  # from steps in the mask's array to steps in the image's
+    whole = turn.round().astype(int)
+    far = np.array(mask.shape) - 1
+    moved = step[2::-1, 3] + turn @ far / 2  # of the middle, where the grids fit best
+    start = moved - whole @ far / 2
+    off = np.abs(turn - whole) @ far / 2 + np.abs(start - start.round())
+    if np.abs(turn - whole).max() > 0.02 or (np.abs(whole).sum(axis=0) != 1).any() or off.max() > 0.1:
         raise ImageError(
             f"{name}: the mask lies on another grid than its image (spacing {_shown(own.spacing)} "
             f"and {_shown(grid.spacing)} mm, origin {_shown(own.origin)} and {_shown(grid.origin)}); resample it to it"
         )
-    if ((target < 0) | (target >= np.array(shape))).any():
+    order = np.abs(whole).argmax(axis=1)
+    backward = whole.sum(axis=1) < 0
+    turned = np.flip(mask.transpose(order), tuple(np.flatnonzero(backward).tolist()))
+    low = start.round().astype(int) - np.where(backward, np.array(turned.shape) - 1, 0)
+    from_ = np.maximum(-low, 0)
+    to = np.maximum(np.minimum(np.array(shape) - low, turned.shape), from_)
+    inside = tuple(slice(*pair) for pair in zip(from_, to, strict=True))
+    if np.count_nonzero(turned[inside]) < np.count_nonzero(turned):
         raise ImageError(f"{name}: part of the mask lies outside its image; is it the mask of another scan?")
     result = np.zeros(shape, dtype=mask.dtype)
-    result[tuple(target.T)] = mask[tuple(inside.T)]
+    result[tuple(slice(*pair) for pair in zip(low + from_, low + to, strict=True))] = turned[inside]
     return result
 
 

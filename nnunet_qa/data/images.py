@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from skimage.io import imread, imsave
 
 from nnunet_qa.data.nifti import check_nifti
-from nnunet_qa.errors import ImageError
+from nnunet_qa.errors import ImageError, StorageError
 from nnunet_qa.files import replacing
 
 NATURAL_ENDINGS = (".png", ".bmp", ".tif")
@@ -104,8 +104,20 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry | None = None)
                     image.SetOrigin(geometry.origin)
                     image.SetDirection(geometry.direction)
                 sitk.WriteImage(image, str(temporary), useCompression=True)
+                _check_written(path, temporary)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ImageError(f"{path}: could not be written: {_last_line(error)}") from error
+
+
+def _check_written(path: Path, temporary: Path) -> None:
+    """Refuse what ITK has cut off: on a full disk it writes as much of a NIfTI file as fits, and raises nothing."""
+    try:
+        check_nifti(temporary, finite=False)
+    except ImageError as error:
+        raise StorageError(
+            f"{path}: could not be written whole (is the disk full?); free space or choose another folder, then run "
+            "again"
+        ) from error
 
 
 def check_finite(array: np.ndarray, name: str) -> None:

@@ -33,10 +33,14 @@ class _Layout:
     kind: str | None
 
 
-def check_nifti(path: Path) -> None:
+def check_nifti(path: Path, *, finite: bool = True) -> None:
     """Refuse a `.nii` or `.nii.gz` that is cut off or damaged, or that holds NaN or infinite voxels.
 
     Files with other endings are not looked at: their readers notice it themselves.
+
+    Args:
+        path: the file.
+        finite: refuse NaN and infinite voxels.
 
     Raises:
         ImageError: the file is missing, shorter than its header says, damaged in its compression, or not finite.
@@ -56,7 +60,7 @@ def check_nifti(path: Path) -> None:
         raise ImageError(f"{path}: cannot be read as an image: it has no NIfTI header")
     if found < layout.end:
         raise ImageError(f"{path}: is cut off: {found} of {layout.end} bytes are there; copy or write the file again")
-    if wrong:
+    if wrong and finite:
         raise ImageError(f"{path}: {wrong} intensities are NaN or infinite; replace them first")
 
 

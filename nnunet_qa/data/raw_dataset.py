@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from nnunet_qa.data.images import (
 )
 from nnunet_qa.data.journal import refuse_unsettled
 from nnunet_qa.data.paths import PREPROCESSED, RAW, base_folder, new_dataset_name, read_json
+from nnunet_qa.data.splits import FILE_NAME as SPLITS
 from nnunet_qa.data.splits import grouped_splits, write_splits
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.files import clear, make_folder, remove_leftovers, write_json
@@ -72,7 +73,7 @@ class RawDataset:
             DatasetError: number or name is not what nnU-Net accepts.
         """
         base_folder(PREPROCESSED)
-        return cls(folder=base_folder(RAW) / new_dataset_name(number, name), **entries)
+        return cls(folder=base_folder(RAW).absolute() / new_dataset_name(number, name), **entries)
 
     def image_paths(self, case_id: str, role: Role) -> list[Path]:
         """Files of all channels of a case."""
@@ -104,6 +105,7 @@ class RawDataset:
                 )
             refuse_unsettled(self.folder)
             if overwrite:
+                self._check_no_source_inside()
                 clear(self.folder, record)
             else:
                 old = read_json(record)
@@ -111,10 +113,22 @@ class RawDataset:
                 self._check_nothing_promoted(old.get("annotated"))
                 content |= {"annotated": old["annotated"]} if "annotated" in old else {}
         make_folder(self.folder)
-        for name in {name for pair in FOLDERS.values() for name in pair if name}:
-            if (self.folder / name).is_dir():
-                remove_leftovers(self.folder / name)
+        self._remove_leftovers()
         write_json(record, content)
+
+    def _remove_leftovers(self) -> None:
+        for folder in self._case_folders():
+            remove_leftovers(folder)
+
+    def _case_folders(self) -> list[Path]:
+        names = {name for pair in FOLDERS.values() for name in pair if name}
+        return [self.folder / name for name in sorted(names) if (self.folder / name).is_dir()]
+
+    def _check_no_source_inside(self) -> None:
+        folder = self.folder.resolve()
+        for path in (self.settings.get(key) for key in ("source", "annotations")):
+            if isinstance(path, str) and Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder):
+                raise DatasetError(f"{path}: lies in {self.folder}, which --overwrite deletes; choose another number")
 
     def _check_same_settings(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
@@ -175,6 +189,23 @@ class RawDataset:
         for path, channel in zip(self.image_paths(case_id, role), images, strict=True):
             write_image(path, channel, geometry)
 
+    def remove_others(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Delete all images and labels of cases that are not among the rows of the case table.
+
+        Args:
+            rows: one row a case, with `case_id` and `role`.
+        """
+        kept: set[Path] = set()
+        for row in rows:
+            case_id, role = str(row["case_id"]), Role(row["role"])
+            kept.update(self.image_paths(case_id, role))
+            if role is not Role.UNLABELLED:
+                kept.add(self.label_path(case_id, role))
+        for folder in self._case_folders():
+            for path in folder.iterdir():
+                if path not in kept:
+                    path.unlink()
+
     def finish(self, rows: Iterable[dict[str, object]], *, jobs: int = 1, folds: int = 5) -> CaseTable:
         """Write cases.csv, the folds and dataset.json, then run nnU-Net's own integrity check.
 
@@ -191,6 +222,7 @@ class RawDataset:
         labelled = table.case_ids(Role.LABELLED)
         if not labelled:
             raise DatasetError(f"{self.folder}: no annotated case was found; nnU-Net needs at least one to plan")
+        self._remove_leftovers()  # of a worker that was killed
         self._write_folds(table, labelled, folds)
         table.write(self.folder / CASES)
         write_json(self.folder / "dataset.json", self.dataset_json(len(labelled)))
@@ -215,12 +247,14 @@ class RawDataset:
 
     def _write_folds(self, table: CaseTable, labelled: list[str], folds: int) -> None:
         subjects = table.subjects()
+        folder = base_folder(PREPROCESSED) / self.folder.name
         try:
             splits = grouped_splits({case: subjects[case] for case in labelled}, folds=folds)
         except DatasetError as error:
             logger.warning("%s: no folds written: %s", self.folder.name, error)
+            (folder / SPLITS).unlink(missing_ok=True)  # those of an earlier conversion name other cases
             return
-        write_splits(make_folder(base_folder(PREPROCESSED) / self.folder.name), splits)
+        write_splits(make_folder(folder), splits)
 
 
 def check_integrity(folder: Path, *, jobs: int = 1) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,29 @@ def test_an_image_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StorageError, match="the disk is full"):
         write_image(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITE_BEYOND_A_LIMIT = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from nnunet_qa.data.images import write_image
+from nnunet_qa.errors import StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    write_image(Path(sys.argv[1]), np.random.default_rng(0).integers(0, 999, (9, 50, 60)).astype(np.int16))
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_volume_that_the_disk_cannot_hold_is_not_kept(tmp_path: Path, ending: str) -> None:
+    command = [sys.executable, "-c", WRITE_BEYOND_A_LIMIT, str(tmp_path / f"a{ending}")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "could not be written" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

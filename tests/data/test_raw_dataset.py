@@ -13,6 +13,7 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.raw_dataset import RawDataset, check_integrity
 from nnunet_qa.errors import CaseTableError, DatasetError, EnvironmentVariableError, ImageError
+from nnunet_qa.files import write_json
 
 IMAGE = np.arange(48, dtype=np.uint8).reshape(6, 8)
 LABEL = (IMAGE > 20).astype(np.uint8)
@@ -119,6 +120,16 @@ def test_other_settings_need_overwrite(fresh_folders: Path) -> None:
     assert not raw.has_case("A", Role.UNLABELLED, labelled=False)
 
 
+def test_overwriting_never_deletes_its_own_source(fresh_folders: Path) -> None:
+    raw = dataset()
+    raw.begin()
+    raw.write_case("A", Role.LABELLED, [IMAGE], LABEL)
+    source = raw.folder / "imagesTr"
+    with pytest.raises(DatasetError, match="which --overwrite deletes"):
+        dataset(settings={"source": str(source)}).begin(overwrite=True)
+    assert any(source.iterdir())
+
+
 def test_a_folder_of_other_origin_is_left_alone(fresh_folders: Path) -> None:
     raw = dataset()
     (raw.folder / "imagesTr").mkdir(parents=True)
@@ -144,6 +155,9 @@ def test_leftovers_of_a_killed_run_are_removed(fresh_folders: Path) -> None:
     left = raw.folder / "imagesTr" / ".partial-123-B_0000.png"
     left.touch()
     raw.begin()
+    assert not left.exists()
+    left.touch()  # of one of several workers, killed during the run
+    raw.finish([row("A")])
     assert not left.exists()
 
 
@@ -175,6 +189,8 @@ def test_one_subject_gets_no_folds(fresh_folders: Path, caplog: pytest.LogCaptur
     raw.begin()
     raw.write_case("A", Role.LABELLED, [IMAGE], LABEL)
     raw.write_case("B", Role.LABELLED, [IMAGE], LABEL)
+    stale = fresh_folders / "nnUNet_preprocessed" / raw.folder.name / "splits_final.json"
+    write_json(stale, [])  # of an earlier conversion
     raw.finish([row("A", subject="S"), row("B", subject="S")])
     assert not (fresh_folders / "nnUNet_preprocessed" / raw.folder.name / "splits_final.json").exists()
     assert "train with fold `all`" in caplog.text

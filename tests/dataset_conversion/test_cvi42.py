@@ -141,3 +141,9 @@ def test_any_case_table_is_read_or_refused(tmp_path_factory: pytest.TempPathFact
     path.write_bytes(content)
     with suppress(CaseTableError):
         assert all(CaseTable.read(path).case_ids())
+
+
+def test_a_manifest_without_header_names_nobody() -> None:
+    with pytest.raises(DatasetError, match=r"its first row has 3 columns") as caught:
+        read_manifest(b"a.dcm,Petra Muster,1970-01-01\n", "m.csv")
+    assert "petra" not in str(caught.value).lower()

@@ -156,10 +156,76 @@ def test_a_second_run_does_only_what_is_missing(
     assert not written
 
 
-def test_units_that_give_one_case_twice_are_refused(fresh_folders: Path, unchecked: None) -> None:
-    units = [Unit("first", {"subject": "S1"}), Unit("second", {"subject": "S1"})]
-    with pytest.raises(DatasetError, match='"first" and "second" give the same case "S1_0"'):
-        run(units)
+def read_file(path: Path) -> Iterator[Case]:
+    """A case whose role and pixels a file says."""
+    role = Role.LABELLED if "mask" in path.read_text() else Role.UNLABELLED
+    image = np.full((2, 8, 8), len(path.read_text()), np.int16)
+    label = np.ones_like(image) if role is Role.LABELLED else None
+    yield Case(case_id=path.stem, role=role, images=[image], label=label, row={"subject_id": path.stem})
+
+
+def test_a_second_run_follows_what_became_of_the_source(fresh_folders: Path, unchecked: None, tmp_path: Path) -> None:
+    for name, text in (("S1", "mask"), ("S2", "image"), ("S3", "mask")):
+        (tmp_path / f"{name}.txt").write_text(text)
+
+    def run_files() -> Path:
+        units = [Unit(path.stem, {"at": path}) for path in sorted(tmp_path.glob("*.txt"))]
+        return convert(dataset_of(), units, lambda found: read_file(found["at"]), what="", options=Options())
+
+    folder = run_files()
+    assert (ids(folder, "labelsTr"), ids(folder, "imagesUn")) == (["S1", "S3"], ["S2"])
+    (tmp_path / "S2.txt").write_text("image and mask")
+    (tmp_path / "S3.txt").unlink()  # withdrawn
+    (folder / "imagesTr" / "S9_0000.nii.gz").write_text("")  # of a unit that was killed
+    run_files()
+    assert ids(folder, "imagesTr") == ids(folder, "labelsTr") == ["S1", "S2"]
+    assert ids(folder, "imagesUn") == []
+    assert CaseTable.read(folder / "cases.csv").case_ids(Role.LABELLED) == ["S1", "S2"]
+
+
+@pytest.mark.parametrize("second", [{}, {"bad": True}])
+def test_a_unit_that_gives_the_cases_of_another_harms_it_not(
+    fresh_folders: Path, unchecked: None, second: dict[str, bool]
+) -> None:
+    expected = tree(run(units_of("S1")))
+    units = [Unit("first", {"subject": "S1"}), Unit("second", {"subject": "S1", **second})]
+    folder = run(units, 802)
+    for name in (f"{place}/S1_{index}" for place in ("imagesTr", "labelsTr") for index in (0, 1)):
+        name = f"{name}{'_0000' if 'images' in name else ''}.nii.gz"
+        assert (folder / name).read_bytes() == expected[name]
+    report = pd.read_csv(folder / REPORT).set_index("name")
+    assert report.loc["first", "status"] == "converted"
+    assert report.loc["second", "status"] == "skipped"
+    assert second or 'the same case "S1_0" as "first"' in report.loc["second", "reason"]
+    with pytest.raises(DatasetError, match=r"^second: "):
+        run(units, 803, strict=True)
+
+
+def test_names_that_are_too_long_or_no_utf8(fresh_folders: Path, unchecked: None) -> None:
+    odd = os.fsdecode(b"S1\xff")
+    folder = run([Unit(odd, {"subject": "S1"}), Unit("S2", {"subject": "S2"})])
+    assert pd.read_csv(folder / REPORT)["name"].tolist()[0] == "S1\\udcff"
+    long = safe_name("a" * 300)
+    assert 150 < len(long) < 165
+    assert long != safe_name("a" * 301)
+
+
+def ended(content: dict[str, Any]) -> Iterator[Case | LeftOut]:
+    """As `read`, but a bad unit ends its process, as the system does where the memory is full."""
+    if content.get("bad"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from read(content)
+
+
+def test_a_unit_that_ends_its_process_stops_no_other(fresh_folders: Path, unchecked: None) -> None:
+    units = [*units_of("S1", "S2"), *units_of("S3", bad=True), *units_of("S4", "S5")]
+    folder = convert(dataset_of(), units, ended, what="Subjects", options=Options(folds=2, jobs=2))
+    report = pd.read_csv(folder / REPORT).set_index("name")
+    assert (
+        report.loc[["S1", "S2", "S3", "S4", "S5"], "status"].tolist()
+        == ["converted"] * 2 + ["skipped"] + ["converted"] * 2
+    )
+    assert "enough memory" in report.loc["S3", "reason"]
 
 
 def test_several_processes_give_the_same_bytes(fresh_folders: Path, unchecked: None) -> None:
@@ -170,12 +236,18 @@ def test_several_processes_give_the_same_bytes(fresh_folders: Path, unchecked: N
 
 
 def slow(content: dict[str, Any]) -> Iterator[Case | LeftOut]:
-    """As `read`; the first process that gets the subject to die on dies."""
+    """As `read`; the first process that gets the subject to die on dies while it writes."""
     time.sleep(0.02)
     mark = Path(content["mark"])
     if content["subject"] == "S7" and not mark.exists():
         mark.write_text("")
-        os.kill(os.getpid(), signal.SIGKILL)
+        whole = sitk.WriteImage
+
+        def cut_off(image: sitk.Image, path: str, **options: Any) -> None:
+            whole(image, path, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        sitk.WriteImage = cut_off
     yield from read(content)
 
 

@@ -232,3 +232,36 @@ def test_real_hippocampi_come_back(real_data: Path, raw: Path, unchecked: None) 
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
         mask = np.asarray(nibabel.load(folder / "labelsTr" / f"{case}.nii.gz").dataobj)
         np.testing.assert_array_equal(mask, np.array([0, 2, 1])[np.asarray(label.dataobj).astype(int)])
+
+
+def test_links_make_no_second_subject_and_no_loop(tmp_path: Path) -> None:
+    for name in ("a/1", "b/2"):
+        save(tmp_path / f"{name}.nii.gz", np.zeros((2, 3, 4), np.uint8))
+    (tmp_path / "a" / "0.nii.gz").symlink_to(tmp_path / "a" / "1.nii.gz")
+    (tmp_path / "again").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    for glob in ("**/*.nii.gz", "*/*.nii.gz"):
+        units, left_out = script.find_cases(tmp_path, [Pattern("CT", glob)], Pattern("mask", "*_seg.nii.gz"))
+        assert [unit.name for unit in units] == ["a/1.nii.gz", "b/2.nii.gz"]
+        reasons = {one.name: one.reason for one in left_out}
+        assert reasons["a/0.nii.gz"] == "is the same file as 1.nii.gz"
+        assert "linked folder" in reasons["again"]
+
+
+def test_a_relative_source_is_found_from_another_working_folder(
+    tmp_path: Path, raw: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("images/a", "masks/a_seg"):
+        save(tmp_path / "in" / f"{name}.nii.gz", np.ones((2, 3, 4), np.uint8))
+    real = script.engine.convert
+
+    def elsewhere(*arguments: object, **options: object) -> Path:
+        monkeypatch.chdir("/")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(script.engine, "convert", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_raw", "raw")
+    folder = script.convert(Path("in"), 7, **VOLUMES)
+    assert folder == tmp_path / "raw" / "Dataset007_Folder"
+    assert (folder / "labelsTr" / "a.nii.gz").is_file()

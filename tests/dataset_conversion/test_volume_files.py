@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,25 @@ def test_masks_that_would_need_resampling_are_refused(change: dict[str, tuple[fl
         onto_grid(array, Geometry.of(moved), array.shape, Geometry.of(image), "mask.nii")
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mask_needs_little_memory(flip: bool) -> None:
+    image = sitk.GetImageFromArray(np.ones((50, 100, 100), np.uint8))
+    mask = sitk.Flip(image, (flip, False, False))
+    array = sitk.GetArrayFromImage(mask)
+    tracemalloc.start()
+    onto_grid(array, Geometry.of(mask), array.shape, Geometry.of(image), "mask")
+    assert tracemalloc.get_traced_memory()[1] < 3 * array.nbytes
+    tracemalloc.stop()
+
+
+def test_an_empty_mask_outside_its_image_stays_empty() -> None:
+    image, mask = volume(np.random.default_rng(0)), volume(np.random.default_rng(0), (3, 4, 5)) * 0
+    mask.SetOrigin(image.TransformIndexToPhysicalPoint((-20, 40, -9)))
+    found = onto_grid(sitk.GetArrayFromImage(mask), Geometry.of(mask), (13, 11, 9), Geometry.of(image), "mask")
+    assert found.shape == (13, 11, 9)
+    assert not found.any()
+
+
 def test_one_slice_is_a_volume_and_a_series_of_volumes_is_not(tmp_path: Path) -> None:
     flat = sitk.GetImageFromArray(np.arange(12, dtype=np.int16).reshape(3, 4))
     flat.SetSpacing((0.5, 0.25))
@@ -76,13 +97,29 @@ def test_headers_may_point_to_files_beside_them_alone(tmp_path: Path) -> None:
         sitk.WriteImage(image, str(path))
         np.testing.assert_array_equal(read_source_volume(path, source)[0], sitk.GetArrayFromImage(image))
     (tmp_path / "image.raw").write_bytes((source / "image.raw").read_bytes())
-    for name in ("image.mhd", "image.nhdr"):
-        path = source / name
-        text = path.read_text(encoding="utf-8")
-        target = text.splitlines()[-1].split()[-1] if name.endswith("mhd") else "image.raw"
-        path.write_text(text.replace(target, "../image.raw"), encoding="utf-8")
-        with pytest.raises(DatasetError, match=r"takes its voxels from \.\./image.raw"):
-            read_source_volume(path, source)
+    header = (source / "image.mhd").read_text(encoding="utf-8")
+    (source / "image.mhd").write_text(header.replace("ElementDataFile = ", "ElementDataFile: ../"), encoding="utf-8")
+    with pytest.raises(ImageError, match="must be one file in the same folder"):
+        read_source_volume(source / "image.mhd", source)
+    (source / "image.mha").write_text(header.replace("ElementDataFile = ", "ElementDataFile: ../"), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"takes its voxels from \.\./"):
+        read_source_volume(source / "image.mha", source)
+    decoy = "elementdatafile = LOCAL\nElementDataFile = ../"
+    (source / "image.mha").write_text(header.replace("ElementDataFile = ", decoy), encoding="utf-8")
+    with pytest.raises(ImageError, match="must name an ElementDataFile"):
+        read_source_volume(source / "image.mha", source)
+    header = (source / "image.nhdr").read_text(encoding="utf-8")
+    outside = re.sub("data file: ", "data file: ../", header)
+    for text, reason in (
+        (outside, r"takes its voxels from \.\./image"),
+        (outside.replace("data file", "data file:=LOCAL\ndata file"), r"takes its voxels from \.\./image"),
+        (outside.replace("data file", "data file: LOCAL\ndata file"), "names 2 data files"),
+        (outside.replace("data file", f"# {'x' * 70000}\ndata file"), "does not end within"),
+    ):
+        for ending in (".nhdr", ".nrrd"):
+            (source / f"image{ending}").write_text(text + "\n\n", encoding="utf-8")
+            with pytest.raises((DatasetError, ImageError), match=reason):
+                read_source_volume(source / f"image{ending}", source)
     (source / "link.mha").symlink_to(tmp_path / "image.raw")
     with pytest.raises(DatasetError, match="symbolic link"):
         read_source_volume(source / "link.mha", source)
