@@ -1,6 +1,6 @@
 """Do the curve classifiers find what real networks get wrong in unseen subjects (paper 003, on phantoms)?
 
-Four nnU-Nets are trained on 1, 2, 3 and 5 phantom subjects. Each predicts subjects of its own that it has not seen, all
+Three nnU-Nets are trained on 3, 6 and 12 phantom subjects. Each predicts subjects of its own that it has not seen, all
 frames. A predicted series is erroneous where its mean Dice is low. Half of these subjects fit the classifiers, the
 others judge them. `python -m benchmarks.curve_qc -o FOLDER`; run it again to go on, `--report-only` for the tables.
 """
@@ -35,12 +35,12 @@ from nnunet_qa.quality.curve_rules import CurveRules
 from nnunet_qa.quality.curves import SCHEMES, Acquisition
 from nnunet_qa.reports.curve_classifier_figures import Judged, roc_picture
 
-TRAINED = (1, 2, 3, 5)
+TRAINED = (3, 6, 12)
 """Subjects that the networks learn from."""
 SIZE = {"slices": 8, "shape": (96, 104), "spacing": (10.0, 3.6, 3.6)}
 DICE = "dice.csv"
 BUDGET = Budget(
-    iterations=600,
+    iterations=1500,
     iterations_per_epoch=25,
     val_iterations_per_epoch=2,
     initial_lr=0.1,
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("-o", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seeds", type=int, default=3, help="draws")
-    parser.add_argument("--judged", type=int, default=25, help="unseen subjects that each network predicts")
+    parser.add_argument("--judged", type=int, default=30, help="unseen subjects that each network predicts")
     parser.add_argument("--frames", type=int, default=16, help="of each series")
     parser.add_argument("--erroneous-below", type=float, default=0.7, help="mean Dice of a series")
     parser.add_argument("-device", default="cpu")

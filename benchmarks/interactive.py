@@ -40,7 +40,7 @@ def main() -> None:
             (wall, processor), (alone, _) = np.median(clicks, axis=0), np.median(network, axis=0)
             print(
                 f"{'×'.join(map(str, shape))}: a click {wall:.3f} s, of the processor {processor:.3f} s (medians of "
-                f"{CLICKS}); the network alone {alone:.3f} s; {patches} patches and {voxels} voxels anew"
+                f"{CLICKS}); the network alone, in float32, {alone:.3f} s; {patches} patches and {voxels} voxels anew"
             )
 
 

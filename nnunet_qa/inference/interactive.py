@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -360,8 +360,7 @@ class InteractivePredictor:
             before = self._patches.cut(self._logits, start).argmax(0).reshape(shape).numpy()
         told = torch.from_numpy(self.channels(clicks, shape, before))
         x = torch.cat((image.reshape(-1, *shape), told))[None].to(self.predictor.device)
-        fast = self.predictor.device.type == "cuda"
-        with torch.autocast("cuda") if fast else nullcontext():
+        with _half_precision(self.predictor.device):
             logits = torch.stack([network(x)[0].float() for network in self._networks]).mean(0)
         return logits.cpu().reshape(-1, *patch)
 
@@ -379,6 +378,16 @@ class InteractivePredictor:
         self._require_image()
         if not self._keeps_history:
             raise ClickError("no click can be taken back: set_image was told to keep no history (history=False)")
+
+
+def _half_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Half precision where it is faster: on CUDA, as nnU-Net does, and on processors with instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.autocast("cuda")
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of PyTorch do not tell
+    if device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16")):
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
 
 
 def _around(changes: Sequence[_Change]) -> Box:

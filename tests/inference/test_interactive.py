@@ -345,3 +345,24 @@ def test_models_without_clicks_are_refused(tmp_path: Path) -> None:
             InteractivePredictor.from_model(model, device=CPU)
     with pytest.raises(ModelError, match="no trained model"):
         InteractivePredictor.from_model(tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}, {}])
+def test_a_processor_with_bfloat16_computes_clicks_in_it_and_no_other_does(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    seen = []
+
+    class Convolution(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x[:, :1])
+            seen.append(y.dtype)
+            return y
+
+    predictor = with_network(Convolution(1, 2, 1), plans_of([16, 16], spacing=(1.0, 1.0)), dataset_of())
+    predictor.set_image(blobs((1, 16, 16)), properties=properties(999, 1, 1))
+    assert set(seen) == {torch.float32}  # nnU-Net's own prediction
+    seen.clear()
+    predictor.add_click((8, 8), 1)
+    assert set(seen) == {torch.bfloat16 if any(told.values()) else torch.float32}
