@@ -292,7 +292,9 @@ def find_scans(
         units.append(Unit(name, ScanFiles(name, path, own, source)))
     for paths in found.values():
         left_out += [
-            LeftOut(str(path), f"has no image in {folder}") for name, path in paths.items() if name not in volumes
+            LeftOut(str(path), f"has no image in {folder}", bad=True)
+            for name, path in paths.items()
+            if name not in volumes
         ]
     pool = [unit.name for unit in units if not set(annotations) & set(unit.content.masks)]
     if pool:
@@ -308,7 +310,8 @@ def _nifti_files(folder: Path, left_out: list[LeftOut]) -> dict[str, Path]:
         if match is None or path.name.startswith("."):
             continue
         if match.group(1) in found:
-            left_out.append(LeftOut(str(path), f"is a second file of that name beside {found[match.group(1)].name}"))
+            first = found[match.group(1)].name
+            left_out.append(LeftOut(str(path), f"is a second file of that name beside {first}", bad=True))
             continue
         found[match.group(1)] = path
     return dict(sorted(found.items(), key=lambda item: _natural(item[0])))

@@ -106,7 +106,7 @@ def find_arrays(source: Path, *, subset: Subset = Subset.BOTH) -> tuple[list[Uni
         if images.exists():
             units.append(Unit(name, Arrays(name, images, found, None, source)))
         elif found is not None:
-            left_out.append(LeftOut(str(found), f"has no image {images.name}"))
+            left_out.append(LeftOut(str(found), f"has no image {images.name}", bad=True))
     pool, masks = source / "test_images_medseg.npy", source / "masks_medseg.npy"
     if pool.exists():
         units.append(Unit("test_medseg", Arrays("test_medseg", pool, None, masks if masks.exists() else None, source)))
@@ -136,11 +136,12 @@ def read_slices(arrays: Arrays, *, look: Look, scans: tuple[int, ...] = ()) -> I
         case_id = f"{arrays.name}_slice{index:03d}"
         pixels = np.asarray(images[index], dtype=np.float32)[None]
         if not np.isfinite(pixels).all():
-            yield LeftOut(case_id, f"{int((~np.isfinite(pixels)).sum())} intensities are NaN or infinite")
+            wrong = int((~np.isfinite(pixels)).sum())
+            yield LeftOut(case_id, f"{wrong} intensities are NaN or infinite", bad=True)
             continue
         marked = None if masks is None else np.asarray(masks[index]) > 0.5
         if marked is not None and not marked.any():
-            yield LeftOut(case_id, "its mask marks nothing, not even background")
+            yield LeftOut(case_id, "its mask marks nothing, not even background", bad=True)
             continue
         scan = Scan(
             case_id=case_id,

@@ -72,7 +72,7 @@ def find_parts(source: Path) -> tuple[list[Unit], list[LeftOut]]:
         if image is not None:
             units.append(Unit(part, ScanFiles(part, image, masks, source)))
         else:
-            left_out += [LeftOut(str(path), f"has no image {part}_im.nii.gz") for path in masks.values()]
+            left_out += [LeftOut(str(path), f"has no image {part}_im.nii.gz", bad=True) for path in masks.values()]
     if not units:
         raise DatasetError(f"{source}: neither tr_im.nii.gz nor val_im.nii.gz there; give their folder with -i")
     return units, left_out

@@ -80,10 +80,18 @@ class Case:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something of a unit that is no case, such as an empty slice; the rest of the unit is converted."""
+    """Something that is no case, such as an empty slice; the rest is converted.
+
+    Attributes:
+        name: for the report.
+        reason: why it is left out.
+        bad: whether something is wrong with it that costs an image or an annotation (a mask without an image, NaN, a
+            link out of the source), so that `--strict` stops at it; files of another kind do no harm.
+    """
 
     name: str
     reason: str
+    bad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ class Options:
         jobs: processes.
         dask: address of a Dask scheduler, such as `tcp://host:8786`; then its workers do the work.
         folds: cross-validation folds, grouped by subject.
-        strict: stop at the first unit that cannot be converted.
+        strict: stop at the first unit that cannot be converted, and at the first bad thing that is left out.
         overwrite: delete an earlier conversion first.
     """
 
@@ -107,13 +115,24 @@ class Options:
 
 @dataclass
 class _Outcome:
-    """What came of a unit: rows for the case table, what was left out, why it failed, and what its files were."""
+    """What came of a unit: rows for the case table, what was left out, why it failed, and what its files were.
+
+    `bad` is the first thing left out that `--strict` stops at.
+    """
 
     unit: str
     files: str = ""
     rows: list[dict[str, object]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    bad: str | None = None
     failure: str | None = None
+
+    def check(self) -> None:
+        """Raise what `--strict` stops at."""
+        if self.failure is not None:
+            raise DatasetError(f"{self.unit}: {self.failure}")
+        if self.bad is not None:
+            raise DatasetError(self.bad)
 
 
 def safe_name(text: str) -> str:
@@ -171,23 +190,30 @@ def convert(
         The dataset's folder.
 
     Raises:
-        DatasetError: see `RawDataset.begin` and `RawDataset.finish`; with `strict`, what is wrong with a unit; or no
-            unit could be converted.
+        DatasetError: see `RawDataset.begin` and `RawDataset.finish`; with `strict`, what is wrong with a unit or with
+            what was left out; or no unit could be converted.
         DependencyError: Dask is not installed or the scheduler does not answer.
         StorageError: the disk is full or read-only.
     """
     if options.jobs < 1 or options.folds < 2:
         raise DatasetError(f"--jobs {options.jobs} and --folds {options.folds}: give at least 1 process and 2 folds")
+    left_out = list(left_out)
+    bad = next((found for found in left_out if found.bad), None)
+    if options.strict and bad is not None:
+        raise DatasetError(f"{bad.name}: {bad.reason}")
     dataset.begin(overwrite=options.overwrite)
     files = {unit.name: fingerprint(unit.content) for unit in units}
     outcomes = {outcome.unit: outcome for outcome in _known(dataset)}  # the last line of a unit counts
     outcomes = {name: outcome for name, outcome in outcomes.items() if outcome.files == files.get(name)}
     missing = [unit for unit in units if unit.name not in outcomes]
+    if options.strict:
+        for outcome in outcomes.values():
+            outcome.check()
     with (dataset.folder / DONE).open("a", encoding="utf-8") as done:
         done.write("\n")  # a kill may have cut off the last line
         for outcome in track(_running(missing, partial(_convert_one, dataset, read), options), what, len(missing)):
-            if outcome.failure is not None and options.strict:
-                raise DatasetError(f"{outcome.unit}: {outcome.failure}")
+            if options.strict:
+                outcome.check()
             outcome.files = files[outcome.unit]
             outcomes[outcome.unit] = outcome
             if outcome.failure is None:
@@ -265,6 +291,8 @@ def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | Left
         for found in read(unit.content):
             if isinstance(found, LeftOut):
                 outcome.left_out.append((found.name, found.reason))
+                if found.bad and outcome.bad is None:
+                    outcome.bad = f"{found.name}: {found.reason}"
                 continue
             written.append(found)
             dataset.write_case(found.case_id, found.role, found.images, found.label, geometry=found.geometry)

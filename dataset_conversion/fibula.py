@@ -27,6 +27,7 @@ from nnunet_qa.dataset_conversion.fibula_sides import (
     RIGHT,
     SIDES,
     Leg,
+    bare_leg,
     bone_box,
     bones_of,
     check_sides,
@@ -38,6 +39,7 @@ from nnunet_qa.dataset_conversion.oct import chosen_subjects
 from nnunet_qa.dataset_conversion.script import run_script
 from nnunet_qa.dataset_conversion.surface import SPACES, read_surface
 from nnunet_qa.dataset_conversion.volume_files import (
+    affine,
     from_index,
     is_volume,
     onto_grid,
@@ -180,11 +182,17 @@ def read_patient(patient: Patient, *, settings: Settings) -> Iterator[Case | Lef
     if settings.hu_clip is not None:
         whole = np.issubdtype(image.dtype, np.integer) and all(float(bound).is_integer() for bound in settings.hu_clip)
         image = np.clip(image, *settings.hu_clip).astype(image.dtype if whole else np.float32)
-    legs = [Leg("", 0, image.shape[side_axis(geometry)[0]])]
     if settings.sides is Sides.SPLIT:
-        legs = legs_of(image, sides, geometry, patient.name)
-    for leg in legs:
-        yield _case_of(patient, leg, image, sides, geometry, settings)
+        for leg in legs_of(image, sides, geometry, patient.name):
+            yield _case_of(patient, leg, image, sides, geometry, settings)
+        return
+    whole_scan = Leg("", 0, image.shape[side_axis(geometry)[0]])
+    found = _case_of(patient, whole_scan, image, sides, geometry, settings)
+    bare = None if sides is None else bare_leg(image, sides, geometry, patient.name)
+    if bare is not None and isinstance(found, Case) and _reaches(found, bare, geometry):
+        reason = f"its {bare.side} leg has no mask and would be labelled as background; use --sides split"
+        found = LeftOut(patient.name, reason, bad=True)
+    yield found
 
 
 def _read_image(patient: Patient) -> tuple[np.ndarray, Geometry, list[str]]:
@@ -291,6 +299,14 @@ def _case_of(
         geometry=from_index(geometry, start),
         row={"subject_id": patient.case_id, "stack_id": patient.case_id, "side": leg.side, "mirrored": int(mirrored)},
     )
+
+
+def _reaches(case: Case, leg: Leg, scan: Geometry) -> bool:
+    """Whether part of a leg lies in the case, which may be a crop of the scan."""
+    assert case.geometry is not None
+    axis, _ = side_axis(scan)
+    start = round(float(np.linalg.solve(affine(scan), (*case.geometry.origin, 1))[2 - axis]))
+    return start < leg.stop and leg.start < start + case.images[0].shape[axis]
 
 
 def command(

@@ -84,7 +84,7 @@ def find_patients(source: Path) -> tuple[list[Unit], list[LeftOut]]:
         if _words(path, patient or owner) & OTHER_BONES:
             left_out.append(LeftOut(_shown(path, source), "is the mask of another bone"))
         elif patient is None:
-            left_out.append(LeftOut(_shown(path, source), "is a mask without a scan"))
+            left_out.append(LeftOut(_shown(path, source), "is a mask without a scan", bad=True))
         else:
             owned[patient].append(path)
     for patient, own in owned.items():
@@ -103,9 +103,8 @@ def _files(source: Path, left_out: list[LeftOut]) -> Iterator[Path]:
         if path.is_file():
             yield path
         elif path.is_symlink():
-            left_out.append(
-                LeftOut(_shown(path, source), "is a link to a folder or to nothing; links are not followed")
-            )
+            reason = "is a link to a folder or to nothing; links are not followed"
+            left_out.append(LeftOut(_shown(path, source), reason, bad=True))
 
 
 def _is_mask(path: Path, owner: str, *, in_masks: bool, in_images: bool) -> bool:
@@ -160,11 +159,12 @@ def _units(
         try:
             case_id = safe_name(name)
         except DatasetError as error:
-            left_out.append(LeftOut(name, str(error)))
+            left_out.append(LeftOut(name, str(error), bad=True))
             continue
         first = taken.setdefault(case_id, name)
         if first != name:
-            left_out.append(LeftOut(name, f'gives the same case identifier as "{first}", {case_id}; rename it'))
+            reason = f'gives the same case identifier as "{first}", {case_id}; rename it'
+            left_out.append(LeftOut(name, reason, bad=True))
             continue
         yield Unit(name, Patient(name, case_id, source, tuple(files), tuple(masks[name])))
 

@@ -143,6 +143,20 @@ def legs_of(image: np.ndarray, sides: np.ndarray | None, geometry: Geometry, nam
     return [Leg(lower, 0, cut), Leg(upper, cut, length)]
 
 
+def bare_leg(image: np.ndarray, sides: np.ndarray, geometry: Geometry, name: str) -> Leg | None:
+    """The leg without a mask in a scan of two legs, one of which has a mask; None for all other scans.
+
+    Args:
+        image: HU `(slices, rows, columns)`.
+        sides: 0, `RIGHT` and `LEFT` of the same shape.
+        geometry: of the scan.
+        name: of the scan, for error texts.
+    """
+    annotated = [side for side, value in SIDES.items() if (sides == value).any()]
+    legs = legs_of(image, sides, geometry, name) if len(annotated) == 1 else []
+    return next((leg for leg in legs if leg.side not in annotated), None)
+
+
 def bone_box(bone: np.ndarray, margin: float, geometry: Geometry) -> tuple[slice, slice, slice]:
     """The box around a bone and a margin in mm, within the scan.
 

@@ -153,14 +153,14 @@ def find_cases(
             if case_id in taken:
                 raise DatasetError(f'gives the case identifier "{case_id}", as another image does; rename it')
         except DatasetError as error:
-            left_out.append(LeftOut(shown, str(error)))
+            left_out.append(LeftOut(shown, str(error), bad=True))
             continue
         taken.add(case_id)
         role = Role.UNLABELLED if mask is None else Role.LABELLED
         units.append(Unit(shown, Files(case_id, subject, role, source, tuple(images), mask)))
     for key, path in by_mask.items():
         if key not in found[0]:
-            left_out.append(LeftOut(path.relative_to(source).as_posix(), "is a mask without an image"))
+            left_out.append(LeftOut(path.relative_to(source).as_posix(), "is a mask without an image", bad=True))
     if not units:
         raise DatasetError(
             f"{source}: no image makes a case; the first reason: {left_out[0].name}: {left_out[0].reason}"
@@ -171,7 +171,8 @@ def find_cases(
 def _linked(source: Path, patterns: Sequence[Pattern], images: dict[tuple[str, ...], Path]) -> list[LeftOut]:
     """Take away images that are links to other images; tell of these and of linked folders."""
     folders = sorted({path for pattern in patterns for path in pattern.linked_folders(source)})
-    left_out = [LeftOut(path.relative_to(source).as_posix(), "is a linked folder; copy it there") for path in folders]
+    shown = (path.relative_to(source).as_posix() for path in folders)
+    left_out = [LeftOut(name, "is a linked folder; copy it there", bad=True) for name in shown]
     owners: dict[Path, Path] = {}
     for key, path in sorted(images.items(), key=lambda item: item[1].is_symlink()):
         first = owners.setdefault(path.resolve(), path)

@@ -174,11 +174,11 @@ def frame_bscan(
     check_finite(image, case.case_id)
     if fluid is not None:
         check_same_grid(image, fluid, case.case_id)
+    drawn = 0 if fluid is None else int(np.count_nonzero(fluid))
     if image.min() == image.max():
-        yield LeftOut(case.case_id, f"all pixels are {float(image.min()):g}")
+        yield LeftOut(case.case_id, f"all pixels are {float(image.min()):g}", bad=drawn > 0)
         return
     pixels = np.rint(image * scale).astype(np.uint8)
-    drawn = 0 if fluid is None else int(np.count_nonzero(fluid))
     try:
         band = framing.band(pixels)
     except ImageError as error:

@@ -62,12 +62,12 @@ def convert(
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: no files, a subject stands twice, unknown test subjects, or no file could be converted.
+        DatasetError: no files, unknown test subjects, or no file could be converted.
     """
     source = source.absolute()  # a worker may have another working folder
     if grader not in GRADERS:
         raise DatasetError(f"--grader {grader}: the set has the graders 1 and 2")
-    files = find_subjects(source)
+    files, left_out = find_subjects(source)
     test = chosen_subjects(test_subjects, files)
     framing = framing or Framing()
     dataset = RawDataset.named(
@@ -86,30 +86,35 @@ def convert(
     )
     read = partial(read_subject, source=source, framing=framing, grader=grader, test=test)
     units = [Unit(subject, (subject, path)) for subject, path in files.items()]
-    return convert_units(dataset, units, read, what="Subjects", options=options or Options())
+    return convert_units(dataset, units, read, what="Subjects", options=options or Options(), left_out=left_out)
 
 
-def find_subjects(source: Path) -> dict[str, Path]:
-    """Files by subject (`S01` …), sorted.
+def find_subjects(source: Path) -> tuple[dict[str, Path], list[LeftOut]]:
+    """Files by subject (`S01` …), sorted; and what lies beside them: second files of a subject, other names.
 
     Raises:
-        DatasetError: there is no such folder or file, or two files are of one subject.
+        DatasetError: there is no such folder or file.
     """
     if not source.is_dir():
         raise DatasetError(f"{source}: no such folder; give the folder 2015_BOE_Chiu with -i")
     found: dict[str, Path] = {}
+    left_out: list[LeftOut] = []
     for folder in (source, source / "2015_BOE_Chiu"):
-        for path in sorted(folder.glob("*")):
+        others: list[LeftOut] = []
+        for path in sorted(folder.glob("[!.]*")):
             match = _FILE.fullmatch(path.name)
             if match is None:
+                others.append(LeftOut(str(path), "is not named Subject_<n>.mat; not read"))
                 continue
             subject = f"S{int(match.group(1)):02d}"
-            if subject in found:
-                raise DatasetError(f"{path}: is a second file of subject {subject} beside {found[subject]}; remove one")
-            found[subject] = path
+            if found.setdefault(subject, path) != path:
+                reason = f"is a second file of subject {subject} beside {found[subject]}, which was taken; remove one"
+                left_out.append(LeftOut(str(path), reason, bad=True))
+        if len(others) < len(list(folder.glob("[!.]*"))):
+            left_out += others
     if not found:
         raise DatasetError(f"{source}: no Subject_01.mat … there; give the folder 2015_BOE_Chiu with -i")
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), left_out
 
 
 def read_mat(path: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:

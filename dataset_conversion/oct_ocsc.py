@@ -34,12 +34,15 @@ from nnunet_qa.errors import DatasetError
 
 GRADERS = ("G1", "G2", "G3")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SPLITS = ("train", "test")
 logger = logging.getLogger(__name__)
 
 LAYOUT = "<vendor>_<n>/{train,test}/{Image,GT}/bscan_<k>.png|jpg|tif"
 _STACK = re.compile(r"([A-Za-z]+)[_-](\d+)")
 _BSCAN = re.compile(r"bscan[_-]?(\d+)", re.IGNORECASE)
 _LOSSY = (".jpg", ".jpeg")
+_PARTS = ("image", "gt")
+_INSIDE = {"train": _PARTS, "test": _PARTS, "gt": tuple(grader.lower() for grader in GRADERS)}
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,13 @@ def convert(
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: the layout is another one, a stack stands twice, or no stack could be converted.
+        DatasetError: the layout is another one, or no stack could be converted.
     """
     source = source.absolute()  # a worker may have another working folder
     if grader is not None and grader.upper() not in GRADERS:
         raise DatasetError(f"--grader {grader}: choose from {', '.join(GRADERS)}")
     grader = grader.upper() if grader else None
-    stacks = find_stacks(source, grader=grader)
+    stacks, left_out = find_stacks(source, grader=grader)
     if all(stack.fault for stack in stacks):
         raise DatasetError(str(stacks[0].fault))
     test = chosen_subjects(test_subjects, {stack.subject for stack in stacks})
@@ -124,35 +127,41 @@ def convert(
     )
     read = partial(read_stack, source=source, framing=framing, test=test)
     units = [Unit(stack.stack_id, stack) for stack in stacks]
-    return convert_units(dataset, units, read, what="Stacks", options=options or Options())
+    return convert_units(dataset, units, read, what="Stacks", options=options or Options(), left_out=left_out)
 
 
-def find_stacks(source: Path, *, grader: str | None) -> list[Stack]:
+def find_stacks(source: Path, *, grader: str | None) -> tuple[list[Stack], list[LeftOut]]:
     """Go through the folders and match masks to images, before anything is written.
 
     Returns:
         The stacks by name; what does not fit the layout (a folder, a grader or all images missing, a B-scan twice) is
-        told as their `fault`.
+        told as their `fault`. And what is none: folders and files with other names, a second folder of a stack.
 
     Raises:
-        DatasetError: there are no stacks, or one stands twice.
+        DatasetError: there are no stacks.
     """
     if not source.is_dir():
         raise DatasetError(f"{source}: no such folder; give the folder that holds {LAYOUT} with -i")
     stacks: dict[tuple[str, str], Stack] = {}
-    for folder in sorted(entry for entry in source.iterdir() if entry.is_dir()):
+    left_out: list[LeftOut] = []
+    for folder in _visible(source):
         match = _STACK.fullmatch(folder.name)
-        if match is None:
+        if match is None or not folder.is_dir():
+            like_one = folder.is_dir() and any(_child(folder, split) for split in SPLITS)
+            left_out.append(LeftOut(str(folder), "is no folder named <vendor>_<n>", bad=like_one))
             continue
         vendor = match.group(1).lower()
         subject = f"{vendor}_{int(match.group(2))}"
-        splits = [(split, found) for split in ("train", "test") if (found := _child(folder, split))]
+        splits = [(split, found) for split in SPLITS if (found := _child(folder, split))]
+        left_out += _unfit(folder)
         if not splits:
             fault = f"{folder}: has neither a folder train nor test; expected {LAYOUT}"
             stacks[subject, ""] = Stack(subject, vendor, "", {}, {}, fault)
         for split, found in splits:
             if (subject, split) in stacks:
-                raise DatasetError(f"{found}: the stack {subject} stands there twice; remove one of the two folders")
+                reason = f"is a second folder of the stack {subject}; the other one was taken, remove one of them"
+                left_out.append(LeftOut(str(found), reason, bad=True))
+                continue
             try:
                 stacks[subject, split] = Stack(subject, vendor, split, *_matched(found, grader))
             except DatasetError as error:
@@ -166,7 +175,22 @@ def find_stacks(source: Path, *, grader: str | None) -> list[Stack]:
             len(both),
             both[0],
         )
-    return [stacks[key] for key in sorted(stacks)]
+    return [stacks[key] for key in sorted(stacks)], left_out
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _unfit(folder: Path, folders: tuple[str, ...] = SPLITS) -> Iterator[LeftOut]:
+    """What in the folder of a stack has a name that the layout does not know there; a picture may be a lost B-scan."""
+    for entry in _visible(folder):
+        name = entry.name.lower()
+        if entry.is_dir() and name in folders:
+            yield from _unfit(entry, _INSIDE.get(name, ()))
+        elif entry.is_dir() or folders in (SPLITS, _PARTS) or _number(entry) is None:
+            picture = entry.suffix.lower() in ENDINGS
+            yield LeftOut(str(entry), f"has another name or place than {LAYOUT}; not read", bad=picture)
 
 
 def _matched(folder: Path, grader: str | None) -> tuple[dict[int, Path], dict[int, tuple[Path, ...]]]:
@@ -201,14 +225,19 @@ def _masks(folder: Path, grader: str | None) -> dict[int, tuple[Path, ...]]:
 def _pictures(folder: Path) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        match = _BSCAN.fullmatch(path.stem)
-        if match is None or path.suffix.lower() not in ENDINGS:
+        number = _number(path)
+        if number is None:
             continue
-        number = int(match.group(1))
         if number in found:
             raise DatasetError(f"{path}: is a second file of B-scan {number} beside {found[number].name}; remove one")
         found[number] = path
     return dict(sorted(found.items()))
+
+
+def _number(path: Path) -> int | None:
+    """Number of a B-scan; None for a file of another name."""
+    match = _BSCAN.fullmatch(path.stem)
+    return int(match.group(1)) if match is not None and path.suffix.lower() in ENDINGS else None
 
 
 def _child(folder: Path, name: str) -> Path | None:
@@ -236,7 +265,7 @@ def read_stack(stack: Stack, *, source: Path, framing: Framing, test: set[str]) 
     if stack.fault:
         raise DatasetError(stack.fault)
     for number in sorted(stack.masks.keys() - stack.images.keys()):
-        yield LeftOut(str(stack.masks[number][0]), f"has no image bscan_{number} in Image")
+        yield LeftOut(str(stack.masks[number][0]), f"has no image bscan_{number} in Image", bad=True)
     for_test = stack.split == "test" or stack.subject in test
     if for_test and (without := len(stack.images.keys() - stack.masks.keys())):
         yield LeftOut(f"{stack.stack_id}: {without} B-scans", "have no mask, of a stack for testing")

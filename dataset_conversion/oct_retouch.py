@@ -135,9 +135,11 @@ def find_scans(source: Path) -> tuple[list[Unit], list[LeftOut]]:
         folder = Path(text)
         folders.sort()
         links = [folder / name for name in folders if (folder / name).is_symlink()]
-        left_out += [LeftOut(str(link), "is a symbolic link to a folder; copy the folder there") for link in links]
         left_out += [
-            LeftOut(str(folder / name), f"has no {other} beside it")
+            LeftOut(str(link), "is a symbolic link to a folder; copy the folder there", bad=True) for link in links
+        ]
+        left_out += [
+            LeftOut(str(folder / name), f"has no {other} beside it", bad=True)
             for name, other in _NEEDED_BY.items()
             if name in files and other not in files
         ]
@@ -147,11 +149,11 @@ def find_scans(source: Path) -> tuple[list[Unit], list[LeftOut]]:
         try:
             subject = safe_name(f"{vendor} {folder.resolve().name}".strip())
         except DatasetError as error:
-            left_out.append(LeftOut(str(folder), str(error)))
+            left_out.append(LeftOut(str(folder), str(error), bad=True))
             continue
         if subject in scans:
             reason = f"gives the same cases {subject} as {scans[subject].folder}; rename one of the folders"
-            left_out.append(LeftOut(str(folder), reason))
+            left_out.append(LeftOut(str(folder), reason, bad=True))
             continue
         scans[subject] = Scan(subject, vendor, folder, annotated=MASK in files)
     if not scans:
@@ -191,7 +193,8 @@ def read_scan(scan: Scan, *, source: Path, mode: Mode, framing: Framing, test: s
     label = _reference(scan.folder / MASK, source, image, geometry) if scan.annotated else None
     if mode is Mode.VOLUMES:
         if image.min() == image.max():
-            yield LeftOut(scan.subject, f"all voxels are {float(image.min()):g}")
+            lost = label is not None and bool(label.any())
+            yield LeftOut(scan.subject, f"all voxels are {float(image.min()):g}", bad=lost)
             return
         row = {"subject_id": scan.subject, "stack_id": scan.subject, "site": scan.vendor}
         yield Case(case_id=scan.subject, role=role, images=[image], label=label, geometry=geometry, row=row)

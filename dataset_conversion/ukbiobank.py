@@ -113,6 +113,7 @@ def read_stack(found: Found) -> Iterator[Case | LeftOut]:
             raise DatasetError(f"{found.path}: holds no series {view.series.pattern}")
         yield from (LeftOut(found.stack_id, note) for note in notes)
         stack = build_stack(images, where=str(found.path), annotated=contours)
+        yield from (LeftOut(found.stack_id, note) for note in stack.notes)
         del images
     else:
         stack = read_nifti_stack(found.path)
@@ -175,7 +176,7 @@ def _annotation(found: Found, view: View, stack: Stack, contours: Contours) -> A
         label[index] = fill(of_image, (label.shape[1], label.shape[2]), view.contours)
     if without_image:
         reason = f"contours of {without_image} images that are not in {found.path.name}"
-        annotation.left_out.append(LeftOut(str(found.contours[0]), reason))
+        annotation.left_out.append(LeftOut(str(found.contours[0]), reason, bad=True))
     elif found.contours and not annotation.labels:
         reason = f"has no contour of this view ({', '.join(sorted(names)) or 'none is known'})"
         annotation.left_out.append(LeftOut(str(found.contours[0]), reason))

@@ -89,7 +89,7 @@ def find_stacks(
             continue
         if not found.images:
             annotated = [*found.labels.values(), *found.contours]
-            left_out += [LeftOut(str(path), "has no image of this view") for path in annotated]
+            left_out += [LeftOut(str(path), "has no image of this view", bad=True) for path in annotated]
             continue
         # a converted series comes first, for the masks beside it were drawn on its grid
         path, *others = sorted(found.images, key=lambda path: path.suffix.lower() == ".zip")
@@ -97,10 +97,11 @@ def find_stacks(
         try:
             stack_id = safe_name("_".join((subject, *(() if visit == FIRST_VISIT else (visit,)), view)))
         except DatasetError as error:
-            left_out.append(LeftOut(str(path), str(error)))
+            left_out.append(LeftOut(str(path), str(error), bad=True))
             continue
         if stack_id in units:
-            left_out.append(LeftOut(str(path), f"{units[stack_id].content.path} has the same name {stack_id}; rename"))
+            reason = f"{units[stack_id].content.path} has the same name {stack_id}; rename"
+            left_out.append(LeftOut(str(path), reason, bad=True))
             continue
         content = Found(
             stack_id=stack_id,
@@ -156,7 +157,7 @@ def _collect(source: Path, annotations: Path, view: str) -> tuple[dict[tuple[str
             contours += [path] if _MASKS in used else []
         else:
             left_out += _sort_in(path, view, files, used)
-    return files, left_out + _sort_contours(contours, files)
+    return files, left_out + _sort_contours(contours, files, view)
 
 
 def _walk(root: Path) -> tuple[list[Path], list[LeftOut]]:
@@ -166,10 +167,10 @@ def _walk(root: Path) -> tuple[list[Path], list[LeftOut]]:
         try:
             below(path, root)
         except (DatasetError, OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            outside.append(LeftOut(str(path), str(error)))
+            outside.append(LeftOut(str(path), str(error), bad=True))
             continue
         if path.is_symlink() and path.is_dir():
-            outside.append(LeftOut(str(path), "is a symbolic link to a folder; copy the folder there"))
+            outside.append(LeftOut(str(path), "is a symbolic link to a folder; copy the folder there", bad=True))
         elif path.is_file():
             inside.append(path)
     return inside, outside
@@ -195,7 +196,7 @@ def _sort_in(path: Path, view: str, files: dict[tuple[str, str], _Files], use: s
         return []
     others = owner.labels if match.group(1) else owner.phase_images
     if phase in others:
-        return [LeftOut(str(path), f"{others[phase]} is of the same subject and was taken")]
+        return [LeftOut(str(path), f"{others[phase]} is of the same subject and was taken", bad=True)]
     others[phase] = path
     return []
 
@@ -206,14 +207,15 @@ def _owner(folder: str) -> tuple[str, str]:
     return (match.group(1), match.group(2)) if match else (folder, FIRST_VISIT)
 
 
-def _sort_contours(paths: list[Path], files: dict[tuple[str, str], _Files]) -> list[LeftOut]:
+def _sort_contours(paths: list[Path], files: dict[tuple[str, str], _Files], view: str) -> list[LeftOut]:
     """Put XML files to their subjects: `<eid>.cvi42wsx`, `<eid>_….xml`, or any name in a folder `<eid>`."""
     left_out = []
     for path in paths:
         names = (path.name.split(".")[0], re.split(r"[._ -]", path.name)[0], path.parent.name)
         owner = next((_owner(name) for name in names if _owner(name) in files), None)
         if owner is None:
-            left_out.append(LeftOut(str(path), "belongs to no subject that is here; name it <eid>.cvi42wsx"))
+            reason = "belongs to no subject that is here; name it <eid>.cvi42wsx"
+            left_out.append(LeftOut(str(path), reason, bad=bool(VIEWS[view].contours)))
         else:
             files[owner].contours.append(path)
     return left_out

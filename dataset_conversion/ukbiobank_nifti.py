@@ -68,17 +68,18 @@ def read_labels(paths: Mapping[str, Path], images: Mapping[str, Path], stack: St
             raise ImageError(f"{paths['']}: has {len(series)} frames, its images {len(stack.image)}")
         found.labels = {frame: label for frame, label in enumerate(series) if label.any()}
         if not found.labels:
-            found.left_out.append(LeftOut(str(paths[""]), "has no labelled voxel in any frame"))
+            found.left_out.append(LeftOut(str(paths[""]), "has no labelled voxel in any frame", bad=True))
     for phase in ("ED", "ES"):
         if phase not in paths:
             continue
         (label,) = _labels(paths[phase], stack, known, frames=1)
         if not label.any():
-            found.left_out.append(LeftOut(str(paths[phase]), "has no labelled voxel"))
+            found.left_out.append(LeftOut(str(paths[phase]), "has no labelled voxel", bad=True))
             continue
         frame, how = _frame_of(label, phase, found, images.get(phase), stack)
         if frame in found.phases:
-            found.left_out.append(LeftOut(str(paths[phase]), f"no frame but {frame} fits it, which is ED"))
+            reason = f"no frame but {frame} fits it, which is ED"
+            found.left_out.append(LeftOut(str(paths[phase]), reason, bad=True))
             continue
         found.labels[frame] = label
         found.phases[frame] = (phase, how)

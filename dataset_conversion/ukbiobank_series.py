@@ -21,6 +21,8 @@ from nnunet_qa.errors import ImageError
 _NUMBER = re.compile(r"_b(\d+)$", re.IGNORECASE)
 _PARALLEL = 1e-3  # of direction cosines, which files round
 _UNEVEN = 0.25  # of the distance of slices; a slice that is missing makes 1.0
+_FAR = 1.5  # times the stated distance of slices
+_ASIDE = 1.0  # mm
 _PLACE = 0.05  # mm
 
 
@@ -34,6 +36,7 @@ class Stack:
         frame_time: seconds from one frame to the next.
         filled: of each frame, how many slices were missing and are copies of the frame before.
         places: frame and slice by SOPInstanceUID; empty for NIfTI.
+        notes: what is odd about its series and does no harm.
     """
 
     image: np.ndarray
@@ -41,6 +44,7 @@ class Stack:
     frame_time: float
     filled: tuple[int, ...]
     places: dict[str, tuple[int, int]]
+    notes: tuple[str, ...] = ()
 
 
 def build_stack(images: Sequence[Image], *, where: str, annotated: Collection[str] = ()) -> Stack:
@@ -77,6 +81,7 @@ def build_stack(images: Sequence[Image], *, where: str, annotated: Collection[st
         frame_time=_step(max(slices, key=len)) / 1000,
         filled=tuple(sum(column[frame] is None for column in columns) for frame in range(count)),
         places=places,
+        notes=(*_not_read(images), *_missing(slices, where), *_shifted(slices)),
     )
 
 
@@ -100,6 +105,14 @@ def _groups(images: Sequence[Image]) -> list[list[Image]]:
         for image in images:
             groups[tuple(np.rint(image.position / _PLACE).astype(int).tolist())].append(image)
     return list(groups.values())
+
+
+def _not_read(images: Sequence[Image]) -> list[str]:
+    """A note where series without a number lie beside numbered ones, which `_groups` prefers."""
+    plain = [image for image in images if not _NUMBER.search(image.series)]
+    if not plain or len(plain) == len(images):
+        return []
+    return [f"{len(plain)} images of {plain[0].series}, beside series with the numbers of slices, were not read"]
 
 
 def _one_series(images: Sequence[Image], annotated: Collection[str]) -> list[Image]:
@@ -146,6 +159,33 @@ def _in_order(slices: list[list[Image]], where: str) -> list[list[Image]]:
                 f"apart and {aside[index]:.1f} mm aside, others {usual:.1f} mm; is a slice missing?"
             )
     return slices
+
+
+def _missing(slices: Sequence[Sequence[Image]], where: str) -> list[str]:
+    """Refuse a stack that lacks every other slice, which is even again; note numbers that no series has."""
+    numbers = sorted(_order(found)[0] for found in slices)
+    lacking = sorted({*range(1, numbers[-1] + 1)} - {*numbers})
+    if numbers[0] == 0 or not lacking:
+        return []
+    names = ", ".join(f"_b{number}" for number in lacking[:5])
+    first, last = slices[0][0], slices[-1][0]
+    apart = float(np.linalg.norm(last.position - first.position)) / max(1, len(slices) - 1)
+    if lacking[-1] > numbers[0] and apart > _FAR * first.spacing[0]:
+        raise ImageError(
+            f"{where}: has no series {names}, and its slices are {apart:.1f} mm apart where the files state "
+            f"{first.spacing[0]:.1f} mm; a slice is missing, download the zip again"
+        )
+    return [f"has no series {names}; the slices that are there are evenly apart"]
+
+
+def _shifted(slices: Sequence[Sequence[Image]]) -> list[str]:
+    """A note where slices are shifted sideways against the first, which a volume cannot hold."""
+    corners = np.array([found[0].position for found in slices]) - slices[0][0].position
+    normal = np.cross(*slices[0][0].orientation)
+    aside = float(np.linalg.norm(corners - np.outer(corners @ normal, normal), axis=1).max())
+    if aside <= _ASIDE:
+        return []
+    return [f"its slices are shifted sideways by up to {aside:.1f} mm; they were stacked as if they were not"]
 
 
 def _order(found: Sequence[Image]) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from nnunet_qa.data.covid_phantom import write_kaggle
 from nnunet_qa.dataset_conversion import covid_kaggle
 from nnunet_qa.dataset_conversion.covid import Classes, Look, Orientation
 from nnunet_qa.dataset_conversion.covid_kaggle import Subset, parse_scans
+from nnunet_qa.dataset_conversion.engine import Options
 from nnunet_qa.errors import DatasetError, ImageError
 from tests.dataset_conversion.covid_sets import ONE, chest, report, voxels
 
@@ -137,6 +138,8 @@ def test_what_does_not_fit(source: Path, raw: Path, unchecked: None) -> None:
     assert reasons["medseg_slice000"] == "its mask marks nothing, not even background"
     assert reasons["medseg_slice001"] == "1 intensities are NaN or infinite"
     assert "masks_radiopedia.npy: has the shape (5, 24, 24, 3); (slices, rows, columns, 4)" in reasons["radiopedia"]
+    with pytest.raises(DatasetError, match=r"^medseg_slice000: its mask marks nothing"):
+        covid_kaggle.convert(source, 703, options=Options(strict=True))
     np.save(source / "masks_radiopedia.npy", masks[1:, :-1])
     np.save(source / "masks_medseg.npy", masks[1:])
     with pytest.raises(DatasetError, match="no annotated case was found"):

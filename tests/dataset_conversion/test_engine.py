@@ -117,6 +117,31 @@ def test_strict_stops_at_the_first(fresh_folders: Path, unchecked: None) -> None
         run([*units_of("S1"), *units_of("S2", bad=True), *units_of("S3")], strict=True)
 
 
+def read_with_notes(content: dict[str, Any]) -> Iterator[Case | LeftOut]:
+    """As `read`; bad units leave out something that is wrong with them."""
+    yield from read({"subject": content["subject"]})
+    if content.get("bad"):
+        yield LeftOut(f"{content['subject']}_4", "has no image", bad=True)
+
+
+def test_strict_stops_at_bad_things_and_at_no_others(fresh_folders: Path, unchecked: None) -> None:
+    def run_strict(*units: Unit, bad: bool = False, strict: bool = True) -> Path:
+        left_out = [LeftOut("mask.nii", "has no image", bad=bad), LeftOut("notes.txt", "is no image")]
+        options = Options(folds=2, strict=strict)
+        return convert(dataset_of(), units, read_with_notes, what="", options=options, left_out=left_out)
+
+    with pytest.raises(DatasetError, match=r"^mask\.nii: has no image$"):
+        run_strict(*units_of("S1", "S2"), bad=True)
+    assert not fresh_folders.joinpath("nnUNet_raw", "Dataset801_Engine").exists()
+    with pytest.raises(DatasetError, match=r"^S2_4: has no image$"):
+        run_strict(*units_of("S1"), *units_of("S2", bad=True))
+    folder = run_strict(*units_of("S1"), *units_of("S2", bad=True), bad=True, strict=False)
+    assert pd.read_csv(folder / REPORT)["status"].tolist().count("left out") == 5
+    with pytest.raises(DatasetError, match=r"^S2_4: has no image$"):  # what an earlier run has converted counts too
+        run_strict(*units_of("S1"), *units_of("S2", bad=True))
+    run_strict(*units_of("S1", "S2"))  # whatever else was left out does no harm
+
+
 def test_nothing_converted_is_an_error_with_the_reason(fresh_folders: Path, unchecked: None) -> None:
     with pytest.raises(DatasetError, match="no case could be converted; the first reason: S2: is damaged"):
         run(units_of("S2", bad=True))

@@ -154,6 +154,20 @@ def test_a_leg_without_mask_joins_the_pool(tmp_path: Path, scan: LegScan) -> Non
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("sides", [Sides.LABELS, Sides.TOGETHER])
+def test_a_leg_without_mask_is_no_background(direction: str, sides: Sides, tmp_path: Path) -> None:
+    scan = drawn(direction)
+    write_image(tmp_path / "p1.nii.gz", scan.image, scan.geometry)
+    write_image(tmp_path / "p1_fibula_r.nii.gz", (scan.label == RIGHT).astype(np.uint8), scan.geometry)
+    assert not cases(tmp_path, sides=sides)
+    (found,) = left_out(tmp_path, sides=sides)
+    assert (found.name, found.bad) == ("p1", True)
+    assert found.reason == "its left leg has no mask and would be labelled as background; use --sides split"
+    assert "p1" in cases(tmp_path, sides=sides, crop=10.0)  # which holds nothing of the other leg
+    assert not cases(tmp_path, sides=sides, crop=300.0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_surfaces_come_back_voxel_for_voxel(direction: str, tmp_path: Path) -> None:
     scan = drawn(direction)
     write_image(tmp_path / "images" / "p1.nii.gz", scan.image, scan.geometry)
@@ -197,7 +211,9 @@ def test_values_of_masks(tmp_path: Path, scan: LegScan) -> None:
     write_image(tmp_path / "p1_seg.nii.gz", many, scan.geometry)
     with pytest.raises(ImageError, match=r"p1_seg.nii.gz: the mask holds the values 2, 3; say which.*--mask-values"):
         cases(tmp_path)
-    np.testing.assert_array_equal(cases(tmp_path, mask_values="fibula", **WHOLE)["p1"].label, scan.label == LEFT)
+    left = cases(tmp_path, mask_values="fibula")["p1_left"].label
+    assert left is not None
+    assert left.sum() == (scan.label == LEFT).sum()
     swapped = cases(tmp_path, mask_values="right=2,left=3", sides=Sides.LABELS)["p1"].label
     np.testing.assert_array_equal(swapped, scan.label)
     with pytest.raises(ImageError, match="empty"):
@@ -245,6 +261,7 @@ def test_names_and_what_belongs_to_nobody(tmp_path: Path, scan: LegScan) -> None
     assert "links are not followed" in reasons["away"]
     assert "no letter or digit" in reasons["骨"]
     assert "the same case identifier" in reasons["p1 "]
+    assert {one.name for one in found if one.bad} == {"p100_mask.nii.gz", "away", "骨", "p1 "}
     with pytest.raises(DatasetError, match="no such folder"):
         find_patients(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -266,6 +283,7 @@ def test_other_bones_never_pass_for_the_fibula(tmp_path: Path, scan: LegScan) ->
     }  # fmt: skip
     assert [path.name for path in units[0].content.images] == ["ct.nii.gz"]
     other = {one.name for one in found if "another bone" in one.reason}
+    assert not any(one.bad for one in found)
     assert other == {f"{name}.nii.gz" for name in others} | {"p1/tibia_left.stl", "p1/skin.stl"}
     assert {one.name for one in found} - other == {"p1/x.stl", "masks/p2/muscle.nii.gz"}
 

@@ -137,6 +137,7 @@ def test_bad_images_are_reported_and_strict_stops(tmp_path: Path, raw: Path, unc
     units, left_out = script.find_cases(tmp_path, patterns, Pattern.parse("masks/*_seg.nii.gz", name="mask"))
     assert [one.name[-9:-7] for one in left_out] == ["01", "02", "03", "04", "06"]
     assert 'no file of the channel "T2"' in left_out[0].reason
+    assert all(one.bad for one in left_out)
     with pytest.raises(ImageError, match=r"t2.case_05.nii.gz: lies on another grid than the first channel"):
         list(script.read_case(units[0].content, labels=Labels.parse([])))
 
@@ -246,6 +247,7 @@ def test_links_make_no_second_subject_and_no_loop(tmp_path: Path) -> None:
         reasons = {one.name: one.reason for one in left_out}
         assert reasons["a/0.nii.gz"] == "is the same file as 1.nii.gz"
         assert "linked folder" in reasons["again"]
+        assert {one.name for one in left_out if one.bad} == set(reasons) - {"a/0.nii.gz"}
 
 
 def test_a_relative_source_is_found_from_another_working_folder(

@@ -315,9 +315,17 @@ def test_wrong_folders_and_duplicates(tmp_path: Path, raw: Path) -> None:
     with pytest.raises(DatasetError, match=r"no Subject_01.mat … there"):
         oct_chiu.convert(tmp_path / "empty", 9)
     source = small_mat(tmp_path / "data")
-    (source / "Subject_1.mat").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="second file of subject S01"):
-        oct_chiu.convert(source, 9)
+    for name in ("Subject_1.mat", "Subject_01 (1).mat", ".hidden"):
+        (source / name).write_bytes(b"x")
+    found, left_out = oct_chiu.find_subjects(source)
+    assert {subject: path.name for subject, path in found.items()} == {"S01": "Subject_01.mat", "S02": "Subject_02.mat"}
+    assert [(Path(one.name).name, one.bad) for one in left_out] == [
+        ("Subject_1.mat", True), ("Subject_01 (1).mat", False)
+    ]  # fmt: skip
+    assert "is a second file of subject S01 beside" in left_out[0].reason
+    assert "is not named Subject_<n>.mat" in left_out[1].reason
+    with pytest.raises(DatasetError, match=r"Subject_1.mat: is a second file of subject S01"):
+        oct_chiu.convert(source, 9, options=Options(strict=True))
     assert not raw.exists()  # nothing was written
     (source / "Subject_1.mat").unlink()
     with pytest.raises(DatasetError, match="at least 1 process"):
@@ -325,7 +333,9 @@ def test_wrong_folders_and_duplicates(tmp_path: Path, raw: Path) -> None:
 
 
 def test_the_parent_folder_will_do(chiu_source: Path) -> None:
-    assert list(oct_chiu.find_subjects(chiu_source.parent)) == ["S01", "S02", "S03"]
+    found, left_out = oct_chiu.find_subjects(chiu_source.parent)
+    assert not left_out  # whatever lies beside the folder is none of its business
+    assert list(found) == ["S01", "S02", "S03"]
 
 
 def test_command(chiu_source: Path, raw: Path, unchecked: None) -> None:

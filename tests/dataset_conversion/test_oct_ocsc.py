@@ -104,7 +104,7 @@ def test_a_bscan_of_one_grader_only_is_not_annotated_for_g3(tmp_path: Path, ocsc
     shutil.copytree(ocsc_source, source)
     path = sorted((source / "cirrus_2" / "train" / "GT" / "G2").iterdir())[0]
     path.unlink()
-    stacks = {(one.subject, one.split): one for one in oct_ocsc.find_stacks(source, grader="G3")}
+    stacks = {(one.subject, one.split): one for one in oct_ocsc.find_stacks(source, grader="G3")[0]}
     stack = stacks["cirrus_2", "train"]
     assert int(path.stem[6:]) not in stack.masks
     assert len(stack.masks) == 1
@@ -171,8 +171,6 @@ def test_what_does_not_match_the_layout(tmp_path: Path, own: Path, ocsc_source: 
     refused("--grader G4: choose from G1, G2, G3", grader="G4")
     refused("GT: has the graders G1, G2; choose one with --grader", ocsc_source)
     refused(r"no folder G1 there \(found: no graders\); leave out --grader", grader="G1")
-    shutil.copytree(own / "topcon_1", own / "Topcon_01")
-    refused("the stack topcon_1 stands there twice")
     assert not raw.exists()  # all of this was found before anything was written
 
 
@@ -195,6 +193,8 @@ def test_faulty_stacks_stop_no_other(own: Path, raw: Path, unchecked: None, tmp_
     linked = own / "cirrus_9" / "train" / "Image" / "bscan_1.png"
     linked.rename(tmp_path / "away.png")
     linked.symlink_to(tmp_path / "away.png")
+    stack = next(stack for stack in oct_ocsc.find_stacks(own, grader=None)[0] if stack.stack_id == "topcon_1_train")
+    assert next(oct_ocsc.read_stack(stack, source=own, framing=WHOLE, test=set())).bad  # the mask
     found = faults(own)
     assert found.pop(str(mask)) == "has no image bscan_17 in Image"
     assert "cirrus_7: has neither a folder train nor test" in found.pop("cirrus_7")
@@ -206,6 +206,28 @@ def test_faulty_stacks_stop_no_other(own: Path, raw: Path, unchecked: None, tmp_
     assert stacks == {"topcon_1_train", "topcon_1_test", "nidek_2_train"}
     with pytest.raises(DatasetError, match=r"^cirrus_7: .*has neither"):
         oct_ocsc.convert(own, 10, options=Options(strict=True))
+
+
+def test_other_names_and_second_folders_have_a_row(own: Path, raw: Path, unchecked: None) -> None:
+    shutil.copytree(own / "topcon_1" / "train", own / "topcon_01" / "train")
+    shutil.copytree(own / "topcon_1" / "train", own / "cirrus" / "Train")
+    (own / "notes").mkdir()
+    train = own / "topcon_1" / "train"
+    for path in ("Thumbs.db", "Image/copy of bscan_1.png", "GT/G4/bscan_1.png", "GT/notes.txt", ".hidden"):
+        (train / path).parent.mkdir(exist_ok=True)
+        (train / path).touch()
+    folder = oct_ocsc.convert(own, 9)
+    found = {name.removeprefix(f"{own}/"): reason for name, reason in faults(own).items()}
+    assert found.pop("topcon_1/train").startswith("is a second folder of the stack topcon_1; the other one was taken")
+    assert found.pop("cirrus") == found.pop("notes") == "is no folder named <vendor>_<n>"
+    others = ("Thumbs.db", "Image/copy of bscan_1.png", "GT/G4", "GT/notes.txt")
+    for name in others:
+        assert found.pop(f"topcon_1/train/{name}").startswith("has another name or place than <vendor>_<n>/{train")
+    assert not found
+    _, left_out = oct_ocsc.find_stacks(own, grader=None)
+    bad = {one.name.removeprefix(f"{own}/") for one in left_out if one.bad}
+    assert bad == {"topcon_1/train", "cirrus", "topcon_1/train/Image/copy of bscan_1.png"}
+    assert "topcon_1_train" in set(CaseTable.read(folder / "cases.csv").frame["stack_id"])
 
 
 def test_broken_files(own: Path, raw: Path, unchecked: None) -> None:

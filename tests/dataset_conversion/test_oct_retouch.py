@@ -243,6 +243,7 @@ def test_what_is_no_scan_is_reported(own: Path, tmp_path: Path, raw: Path, unche
     write_scan(own / "…", image, image, PLAIN)
     write_scan(tmp_path / "away", image, image, PLAIN)
     (own / "link").symlink_to(tmp_path / "away")
+    assert all(found.bad for found in find_scans(own)[1])
     folder = oct_retouch.convert(own, 9, mode=Mode.VOLUMES, options=TWO_FOLDS)
     assert report_of(folder, "left out") == {
         "empty": "all voxels are 0",

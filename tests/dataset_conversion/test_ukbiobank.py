@@ -154,6 +154,19 @@ def test_masks_with_turned_axes_come_onto_the_images(tmp_path: Path, raw: Path, 
     assert len(cases(folder)) == 2
 
 
+def test_oddities_of_a_zip_are_in_the_report(tmp_path: Path, raw: Path, cine: Cine) -> None:
+    image = np.rint(cine.image).astype(np.uint16)
+    two = [
+        Acquisition(image=part, place=geometry(cine), frame_time=0.1, name=f"CINE_segmented_SAX{end}")
+        for part, end in ((image, "_b{}"), (image[:, :1], ""))
+    ]
+    zipped = write_series_zip(tmp_path / "z" / "1_20209_2_0.zip", "1", two, np.random.default_rng(0))
+    write_cvi42(tmp_path / "z" / "1.xml", zipped, cine.mask, frames=[0])
+    folder = convert(tmp_path / "z", 131)
+    check_frames(folder, "1_sa", image, geometry(cine), {0: cine.mask[0]})
+    assert '1_sa,left out,0,"4 images of CINE_segmented_SAX, beside series with' in report(folder)
+
+
 def test_masks_of_another_place_are_refused_for_their_subject_alone(tmp_path: Path, raw: Path, cine: Cine) -> None:
     write_nifti(tmp_path / "z", "7", cine, annotated="all")
     write_nifti(tmp_path / "z", "8", cine, annotated="ed_es")
@@ -269,6 +282,9 @@ def test_nothing_is_lost_silently(tmp_path: Path, raw: Path, cine: Cine) -> None
         "6_sa,skipped,0,",
     ):
         assert line in text
+    _, found = find_stacks(source, annotations=source, view="sa", scheme="ukbb", frames="all")
+    assert {Path(one.name).name for one in found if not one.bad} == {"1_20209_2_0.zip", "Bündel 1.zip"}
+    assert {"label_sa_ED.nii.gz", "nobody.xml", "5_20209_2_0.zip"} < {Path(one.name).name for one in found if one.bad}
     assert set(cases(folder)["stack_id"]) == {"1_sa", "1_3_0_sa", "b_sa"}
     assert set(cases(folder)["subject_id"]) == {"1", "b"}
     assert "5_" not in "".join(cases(folder).index)
