@@ -6,6 +6,7 @@ some public B-scans was shifted after acquisition; corners left free are saturat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,21 +62,50 @@ def padding_mask(image: np.ndarray) -> np.ndarray:
     Returns:
         Boolean mask `(rows, columns)`. Areas smaller than a quarter of the longer side are taken for bright tissue.
     """
-    areas, count = ndimage.label(image >= _SATURATED * float(image.max()))
-    sizes = np.bincount(areas.ravel(), minlength=count + 1)
+    limit = _SATURATED * float(image.max())
+    saturated = image >= (math.ceil(limit) if np.issubdtype(image.dtype, np.integer) else limit)
+    mask = np.zeros(image.shape, dtype=bool)
+    dark = np.flatnonzero(
+        ~saturated.any(axis=1)
+    )  # no area goes across such a row, so what lies between is not looked at
+    top, bottom = (dark[0], dark[-1] + 1) if len(dark) else (len(mask), len(mask))
+    for rows, outermost in ((slice(0, top), [0] if len(dark) else [0, -1]), (slice(bottom, None), [-1])):
+        if mask[rows].size and saturated[rows][outermost].any():
+            mask[rows] = _areas_at(saturated[rows], outermost, least=max(image.shape) / 4)
+    grown = mask.copy()
+    for rows in (slice(0, top + _EDGE), slice(max(0, bottom - _EDGE), None)):
+        if mask[rows].any():
+            grown[rows] |= _grown(_grown(mask[rows], axis=0), axis=1)
+    return grown
+
+
+def _areas_at(saturated: np.ndarray, rows: list[int], *, least: float) -> np.ndarray:
+    """Areas that touch one of the rows and have so many pixels; saturated tissue reaches the sides, never these."""
+    areas, count = ndimage.label(saturated)
     keep = np.zeros(count + 1, dtype=bool)
-    keep[np.unique(areas[[0, -1]])] = True  # saturated tissue reaches the sides, never these
-    keep &= sizes >= max(image.shape) / 4
+    keep[areas[rows]] = True
+    keep &= np.bincount(areas.ravel(), minlength=count + 1) >= least
     keep[0] = False
-    return np.asarray(ndimage.binary_dilation(keep[areas], structure=np.ones((3, 3)), iterations=_EDGE))
+    return np.asarray(keep[areas])
+
+
+def _grown(mask: np.ndarray, *, axis: int) -> np.ndarray:
+    """A mask that reaches `_EDGE` pixels further to both sides along an axis."""
+    grown = mask.copy()
+    for shift in range(1, _EDGE + 1):
+        here, there = ([slice(None)] * axis + [part] for part in (slice(shift, None), slice(None, -shift)))
+        grown[tuple(here)] |= mask[tuple(there)]
+        grown[tuple(there)] |= mask[tuple(here)]
+    return grown
 
 
 def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0.02) -> RetinaBand:
     """Find the rows of a B-scan that hold the retina.
 
-    The smoothed image is parted in bright and dark (Otsu's threshold on everything but the padding), bright areas that
-    are small beside the largest are dropped, and the band goes from the first to the last bright row of the columns,
-    a few outlying columns left aside. Fluid is dark, but lies between bright layers.
+    The smoothed image, sampled as densely as the smoothing asks for, is parted in bright and dark (Otsu's threshold on
+    everything but the padding), bright areas that are small beside the largest are dropped, and the band goes from the
+    first to the last bright row of the columns, a few outlying columns left aside. Fluid is dark, but lies between
+    bright layers.
 
     Args:
         image: B-scan `(rows, columns)`, any integer or float type; vitreous above, choroid below.
@@ -93,10 +123,9 @@ def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0
         raise ImageError(f"shape {image.shape} is no B-scan; give one image (rows, columns) of at least 8 x 8 pixels")
     if rows is not None and rows < 1:
         raise ImageError(f"a crop of {rows} rows was asked for; give at least 1")
-    values = image.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError(f"{int((~np.isfinite(values)).sum())} of {image.size} intensities are NaN or infinite")
-    top, bottom = _extent(_bright_areas(values))
+    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+        raise ImageError(f"{int((~np.isfinite(image)).sum())} of {image.size} intensities are NaN or infinite")
+    top, bottom = _extent(*_smoothed(image))
     height = image.shape[0]
     if rows is None:
         spare = round(margin * height)
@@ -107,55 +136,80 @@ def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0
     return RetinaBand(start, start + rows)
 
 
-def _bright_areas(values: np.ndarray) -> np.ndarray:
-    """Mask of the areas of the smoothed image that are large and bright."""
-    if values.min() == values.max():
-        raise ImageError(f"no retina found: all pixels are {values.min():g}; leave this B-scan out or check its file")
-    sigma = max(1.0, values.shape[0] * SMOOTHING)
-    values = values - values.min()
-    padding = padding_mask(values)
-    frame = np.ones(values.shape, dtype=bool)  # thin ends of white corners and lines along the sides are left out too
-    frame[_EDGE:-_EDGE, _EDGE:-_EDGE] = False
-    padding |= frame
-    smooth, valid = _smooth_without(values, padding, sigma=(sigma, 2 * sigma))
+def _smoothed(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Gaussian mean of the pixels that are no padding, where there are any, and how many pixels apart its samples are.
+
+    The samples are means of squares of pixels, which smooth a little by themselves.
+    """
+    lowest = float(image.min())
+    if lowest == float(image.max()):
+        raise ImageError(f"no retina found: all pixels are {lowest:g}; leave this B-scan out or check its file")
+    sigma = max(1.0, image.shape[0] * SMOOTHING)
+    values = image.astype(np.float32) - np.float32(lowest)
+    used = ~padding_mask(values if lowest else image)
+    inner = used[_EDGE:-_EDGE, _EDGE:-_EDGE].copy()
+    used[:] = False  # thin ends of white corners and lines along the sides are left out too
+    used[_EDGE:-_EDGE, _EDGE:-_EDGE] = inner
+    step = int(sigma)
+    part, mean = _squares(used.astype(np.float32), step), _squares(np.where(used, values, np.float32(0)), step)
+    rest = float(np.sqrt(sigma**2 - (step**2 - 1) / 12)) / step
+    weight = ndimage.gaussian_filter(part, (rest, 2 * rest), mode="nearest")
+    total = ndimage.gaussian_filter(mean, (rest, 2 * rest), mode="nearest")
+    smooth = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0.1)
+    return smooth, (weight > 0.1) & (part >= 0.5), step
+
+
+def _squares(values: np.ndarray, step: int) -> np.ndarray:
+    """Means of squares of `step` pixels; beyond the last row and column are zeros."""
+    if step == 1:
+        return values
+    rows, columns = (-size % step for size in values.shape)
+    padded = np.pad(values, ((0, rows), (0, columns))) if rows or columns else values
+    by_row = padded.reshape(padded.shape[0] // step, step, -1).sum(axis=1)
+    return np.asarray(sum(by_row[:, first::step] for first in range(step)) / step**2)
+
+
+def _extent(smooth: np.ndarray, valid: np.ndarray, step: int) -> tuple[int, int]:
+    """First bright row and the row after the last in pixels, outlying columns left aside."""
     inside = smooth[valid]
     if not inside.size or inside.min() == inside.max():
         raise ImageError("no retina found: nothing but padding; leave this B-scan out or check its file")
-    threshold = threshold_otsu(inside)
+    threshold = float(threshold_otsu(inside))
     contrast = inside[inside > threshold].mean() / max(inside[inside <= threshold].mean(), 1e-12)
     if contrast < _MIN_CONTRAST:
         raise ImageError(
             f"no retina found: bright areas are only {contrast:.2f} times as bright as dark ones; "
             "leave this B-scan out or convert without the crop"
         )
-    bright = valid & (smooth > threshold)
+    bright = _large_areas(valid & (smooth > threshold))
+    excess = np.where(valid, smooth - threshold, -np.inf)
+    first = _edges(bright, excess, step)
+    last = smooth.shape[0] * step - _edges(bright[::-1], excess[::-1], step)
+    return int(np.percentile(first, _OUTLIERS[0])), int(np.ceil(np.percentile(last, _OUTLIERS[1])))
+
+
+def _large_areas(bright: np.ndarray) -> np.ndarray:
+    """Bright areas without those that are small beside the largest, which has to cross the B-scan."""
     areas, count = ndimage.label(bright)
     sizes = np.bincount(areas.ravel(), minlength=count + 1)
     sizes[0] = 0
-    bright = (sizes >= sizes.max() / 10)[areas] & (areas > 0)
-    largest = areas == int(sizes.argmax())
-    if largest.any(axis=0).mean() < _MIN_COLUMNS:
+    across = float((areas == int(sizes.argmax())).any(axis=0).mean())
+    if across < _MIN_COLUMNS:
         raise ImageError(
-            f"no retina found: the widest bright area crosses {largest.any(axis=0).mean():.0%} of the columns; "
+            f"no retina found: the widest bright area crosses {across:.0%} of the columns; "
             "leave this B-scan out or convert without the crop"
         )
-    return np.asarray(bright)
+    return np.asarray((sizes >= sizes.max() / 10)[areas] & (areas > 0))
 
 
-def _smooth_without(
-    values: np.ndarray, left_out: np.ndarray, *, sigma: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian mean of the pixels that are not left out, and where there are any nearby."""
-    used = (~left_out).astype(np.float64)
-    weight = ndimage.gaussian_filter(used, sigma, mode="nearest")
-    total = ndimage.gaussian_filter(np.where(left_out, 0.0, values), sigma, mode="nearest")
-    valid = (weight > 0.1) & ~left_out
-    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0.1), valid
+def _edges(bright: np.ndarray, excess: np.ndarray, step: int) -> np.ndarray:
+    """First bright row of pixels of each column with bright samples; rows between two samples by their excess.
 
-
-def _extent(bright: np.ndarray) -> tuple[int, int]:
-    """First bright row and the row after the last, outlying columns left aside."""
-    columns = bright.any(axis=0)
-    first = bright.argmax(axis=0)[columns]
-    last = bright.shape[0] - bright[::-1].argmax(axis=0)[columns]
-    return int(np.percentile(first, _OUTLIERS[0])), int(np.ceil(np.percentile(last, _OUTLIERS[1])))
+    A sample is bright where its excess is above 0; it is -inf where there is no image.
+    """
+    columns = np.flatnonzero(bright.any(axis=0))
+    first = bright[:, columns].argmax(axis=0)
+    inner, outer = (excess[np.maximum(first - back, 0), columns] for back in (0, 1))
+    known = (first > 0) & np.isfinite(outer) & (outer <= 0)
+    back = np.where(known, inner / np.where(known, inner - outer, 1.0), 0.5)  # of the way to the sample before
+    return np.asarray(np.ceil((first + 0.5 - back) * step - 0.5))

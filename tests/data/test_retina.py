@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from nnunet_qa.data.phantoms import SubjectLook, draw_bscan
 from nnunet_qa.data.retina import RetinaBand, default_crop_rows, find_retina, padding_mask
@@ -89,6 +91,26 @@ def test_one_column_that_reaches_far_out_is_an_outlier() -> None:
     assert find_retina(image, margin=0.0).rows < 50
 
 
+def whole(image: np.ndarray) -> np.ndarray:
+    """`padding_mask` written out: all areas are labelled and dilated."""
+    areas, count = ndimage.label(image >= 0.95 * image.max())
+    sizes = np.bincount(areas.ravel(), minlength=count + 1)
+    chosen = [area for area in np.unique(areas[[0, -1]]) if area and sizes[area] >= max(image.shape) / 4]
+    return np.asarray(ndimage.binary_dilation(np.isin(areas, chosen), np.ones((7, 7))))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_padding_mask_is_what_labelling_the_whole_image_gives(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = np.where(rng.random((40, 60)) < (0.5 if seed % 2 else 0.05), 255, rng.integers(0, 200, (40, 60)))
+    image = image.astype(rng.choice([np.uint8, np.float32]))
+    row, column = np.indices(image.shape)
+    image[row + column * 0.3 < 9] = 255
+    image[row - column * 0.2 > (36 if seed < 6 else 99)] = 255
+    image[15 + seed] = 0
+    np.testing.assert_array_equal(padding_mask(image), whole(image))
+
+
 def test_padding_mask_takes_white_corners_and_no_tissue() -> None:
     image = flat_bscan()
     image[70:80, :] = 255  # saturated tissue from side to side
@@ -136,6 +158,21 @@ def test_wrong_arguments() -> None:
     image[3, 4] = np.nan
     with pytest.raises(ImageError, match="1 of 60000 intensities are NaN"):
         find_retina(image)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(496, 768), (498, 770)])
+def test_the_band_is_that_of_every_pixel_smoothed(rows: int, columns: int) -> None:
+    """Sampled at every fourth pixel, the band ends within two rows of where all pixels put it."""
+    rng = np.random.default_rng(3)
+    image = draw_bscan(rng, look=SubjectLook.draw(rng, severity=1.0), rows=rows, columns=columns, padding=False).image
+    smooth = ndimage.gaussian_filter(image.astype(float), (rows / 124, rows / 62), mode="nearest")[3:-3, 3:-3]
+    areas, _ = ndimage.label(smooth > threshold_otsu(smooth))
+    sizes = np.bincount(areas.ravel())[1:]
+    bright = np.isin(areas, 1 + np.flatnonzero(sizes >= sizes.max() / 10))
+    first, last = bright.argmax(axis=0), len(bright) - bright[::-1].argmax(axis=0)
+    band = find_retina(image, margin=0.0)
+    assert band.top == pytest.approx(3 + np.percentile(first, 2), abs=2)
+    assert band.bottom == pytest.approx(3 + np.percentile(last, 98), abs=2)
 
 
 @pytest.mark.parametrize("seed", range(6))
