@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -27,7 +29,8 @@ from nnunet_qa.dataset_conversion.covid_grid import (
     turn_by_lungs,
 )
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Unit
-from nnunet_qa.errors import DatasetError, ImageError
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
+from nnunet_qa.errors import DatasetError, ImageError, NnunetQAError
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +116,7 @@ class Scan:
         lungs: booleans on the same grid; None where there is no lung mask.
         geometry: position in the patient; None for 1 mm at the origin.
         turn: what puts it upright where its own lungs are not to be asked.
+        test: whether its subject is kept for testing.
         row: further columns of cases.csv.
     """
 
@@ -122,6 +126,7 @@ class Scan:
     lungs: np.ndarray | None = None
     geometry: Geometry | None = None
     turn: Turn | None = None
+    test: bool = False
     row: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -154,14 +159,38 @@ def covid_dataset(
     )
 
 
+def subjects_for_testing(
+    wanted: Iterable[str], units: Iterable[Unit], subjects: Callable[[Any], Iterable[str]]
+) -> set[str]:
+    """Resolve `--test-subjects`.
+
+    Args:
+        wanted: see `chosen_subjects`.
+        units: all that is converted.
+        subjects: names the subjects of the content of a unit, and may look at the headers of its files.
+
+    Raises:
+        DatasetError: see `chosen_subjects`.
+    """
+    names = list(wanted)
+    known: set[str] = set()
+    for unit in units if names else ():
+        with contextlib.suppress(NnunetQAError):  # the report will say what is wrong with it
+            known.update(subjects(unit.content))
+    return chosen_subjects(names, known)
+
+
 def cases_of(scan: Scan, look: Look) -> Iterator[Case | LeftOut]:
-    """The case or cases that a scan becomes: labelled where it is annotated, else of the pool.
+    """The case or cases that a scan becomes: labelled or for testing where it is annotated, else of the pool.
 
     Raises:
         ImageError: the lungs do not tell which way up the scan is.
     """
     if scan.lungs is None and (missing := _why_lungs(scan, look)):
         yield LeftOut(scan.case_id, f"has no lung mask, which {missing} needs")
+        return
+    if scan.findings is None and scan.test:
+        yield LeftOut(scan.case_id, "has no mask, and its subject is kept for testing")
         return
     scan = _turned(scan, look)
     label = None if scan.findings is None else look.label(scan.findings, scan.lungs)
@@ -177,7 +206,7 @@ def cases_of(scan: Scan, look: Look) -> Iterator[Case | LeftOut]:
             return
         image = np.where(lungs, image, np.asarray(air_of(image), dtype=image.dtype))
         label = None if label is None else label * lungs
-    role = Role.UNLABELLED if label is None else Role.LABELLED
+    role = Role.UNLABELLED if label is None else Role.TEST if scan.test else Role.LABELLED
     if not look.slices:
         if geometry is not None and len(image) == 1:
             geometry = slice_geometry(geometry, 0)
@@ -349,10 +378,7 @@ ORIENTATION = typer.Option(
     "--orientation",
     help="Which way up: by the header (arrays without one as stored), or by the shape of the lungs.",
 )
+TEST_SUBJECTS = typer.Option(
+    [], "--test-subjects", help="Subjects kept for testing, named as in cases.csv; may be repeated."
+)
 SLICES = typer.Option(False, "--slices/--volumes", help="One case a slice, or one a volume.")
-NUMBER = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999.")
-JOBS = typer.Option(1, "-np", "--jobs", help="Processes.")
-DASK = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786.")
-FOLDS = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject.")
-STRICT = typer.Option(False, "--strict", help="Stop at the first file that cannot be converted.")
-OVERWRITE = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset.")

@@ -9,7 +9,8 @@ import numpy as np
 import SimpleITK as sitk
 from skimage.transform import resize, resize_local_mean
 
-from nnunet_qa.data.images import Geometry, check_same_grid, read_volume
+from nnunet_qa.data.images import Geometry, check_same_grid
+from nnunet_qa.dataset_conversion.budget import read_bounded
 from nnunet_qa.dataset_conversion.engine import below
 from nnunet_qa.errors import ImageError
 
@@ -64,9 +65,9 @@ def read_upright(path: Path, source: Path) -> Upright:
 
     Raises:
         DatasetError: a symbolic link leads out of the source.
-        ImageError: the file cannot be read or is no volume.
+        ImageError: the file cannot be read, unpacks to far more than it weighs, or is no volume.
     """
-    return upright(*read_volume(below(path, source)), name=str(path))
+    return upright(*read_bounded(below(path, source)), name=str(path))
 
 
 def upright(array: np.ndarray, geometry: Geometry, *, name: str) -> Upright:

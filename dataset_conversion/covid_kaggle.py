@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -17,7 +18,8 @@ from nnunet_qa.dataset_conversion.covid_grid import Turn, turn_by_lungs
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below
 from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import parse_size
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
 from nnunet_qa.errors import DatasetError, ImageError
 
 REFERENCE = "Kaggle covid-segmentation (2020), from MedSeg COVID-19 CT segmentation datasets no. 1 and 2"
@@ -62,6 +64,7 @@ def convert(
     look: Look | None = None,
     subset: Subset = Subset.BOTH,
     scans: Sequence[int] = (),
+    test_subjects: Iterable[str] = (),
     options: Options,
 ) -> Path:
     """Convert the arrays; a run that was killed is resumed by running it again.
@@ -74,19 +77,22 @@ def convert(
         subset: which arrays; the slices of `test_images_medseg.npy`, which have no masks, are the pool of each.
         scans: slices of each scan of `images_radiopedia.npy`, in their order. The file does not say where one ends;
             without this all its slices are one subject, lest a fold tests on the scan that it trained on.
+        test_subjects: subjects (`medseg_slice004`, `radiopedia_2`) kept for testing; without a mask they are left out.
         options: processes, folds, strictness.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: no arrays, or what `engine.convert` raises.
+        DatasetError: no arrays, an unknown test subject, or what `engine.convert` raises.
     """
     source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     units, left_out = find_arrays(source, subset=subset)
-    dataset = covid_dataset(number, name, source, look, reference=REFERENCE, subset=subset.value, scans=list(scans))
-    read = partial(read_slices, look=look, scans=tuple(scans))
+    test = covid.subjects_for_testing(test_subjects, units, partial(_subjects, scans=tuple(scans)))
+    settings = {"subset": subset.value, "scans": list(scans), "test_subjects": sorted(test)}
+    dataset = covid_dataset(number, name, source, look, reference=REFERENCE, **settings)
+    read = partial(read_slices, look=look, scans=tuple(scans), test=test)
     return convert_units(dataset, units, read, what="Files", options=options, left_out=left_out)
 
 
@@ -115,8 +121,15 @@ def find_arrays(source: Path, *, subset: Subset = Subset.BOTH) -> tuple[list[Uni
     return units, left_out
 
 
-def read_slices(arrays: Arrays, *, look: Look, scans: tuple[int, ...] = ()) -> Iterator[Case | LeftOut]:
-    """Cases of all slices of a stack, one slice in memory at a time.
+def _subjects(arrays: Arrays, *, scans: tuple[int, ...]) -> set[str]:
+    count = len(open_array(arrays.images, arrays.source))
+    return {str(row["subject_id"]) for row in _rows(arrays, count, scans)}
+
+
+def read_slices(
+    arrays: Arrays, *, look: Look, scans: tuple[int, ...] = (), test: Collection[str] = ()
+) -> Iterator[Case | LeftOut]:
+    """Cases of all slices of a stack, one slice in memory at a time; those of the subjects `test` are for testing.
 
     Raises:
         DatasetError: a symbolic link leads out of the source; or the slices of `scans` are more or fewer.
@@ -149,6 +162,7 @@ def read_slices(arrays: Arrays, *, look: Look, scans: tuple[int, ...] = ()) -> I
             findings=None if marked is None else _findings(marked)[None],
             lungs=None if marked is None else marked[None, ..., LUNG_CHANNELS].any(axis=-1),
             turn=turn,
+            test=row["subject_id"] in test,
             row=row,
         )
         yield from covid.cases_of(scan, look)
@@ -231,8 +245,8 @@ def parse_scans(text: str) -> tuple[int, ...]:
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help="The folder that holds images_medseg.npy."),
-    number: int = covid.NUMBER,
+    source: Annotated[Path, typer.Option("-i", "--input", help="The folder that holds images_medseg.npy.")],
+    number: Number,
     name: str = typer.Option("CovidKaggle", "--name", help="Dataset name after the number."),
     subset: Subset = typer.Option(Subset.BOTH.value, "--subset", help="Which arrays."),
     scans: str = typer.Option(
@@ -242,11 +256,12 @@ def command(
     lung_masked: bool = covid.LUNG_MASKED,
     size: str = covid.SIZE,
     orientation: Orientation = covid.ORIENTATION,
-    jobs: int = covid.JOBS,
-    dask: str | None = covid.DASK,
-    folds: int = covid.FOLDS,
-    strict: bool = covid.STRICT,
-    overwrite: bool = covid.OVERWRITE,
+    test_subjects: list[str] = covid.TEST_SUBJECTS,
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert Kaggle's COVID-19 CT arrays; the slices without masks become the pool.
 
@@ -254,8 +269,11 @@ def command(
     """
     look = Look(classes=classes, lung_masked=lung_masked, size=parse_size(size), orientation=orientation)
     options = Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite)
-    folder = convert(source, number, name=name, look=look, subset=subset, scans=parse_scans(scans), options=options)
-    typer.echo(f"Wrote {folder}")
+    folder = convert(
+        source, number, name=name, look=look, subset=subset, scans=parse_scans(scans), test_subjects=test_subjects,
+        options=options,
+    )  # fmt: skip
+    tell(folder)
 
 
 if __name__ == "__main__":

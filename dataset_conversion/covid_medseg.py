@@ -6,21 +6,25 @@ and becomes the pool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import SimpleITK as sitk
 import typer
 
-from nnunet_qa.data.images import Geometry, check_same_grid, read_volume
+from nnunet_qa.data.images import Geometry, check_same_grid
 from nnunet_qa.dataset_conversion import covid
+from nnunet_qa.dataset_conversion.budget import read_bounded
 from nnunet_qa.dataset_conversion.covid import Classes, Look, Scan, ScanFiles, covid_dataset
 from nnunet_qa.dataset_conversion.covid_grid import Upright, check_aligned, slice_geometry, upright
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below
 from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import parse_size
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
 from nnunet_qa.errors import DatasetError, ImageError
 
 REFERENCE = "MedSeg COVID-19 CT segmentation dataset no. 1 (2020)"
@@ -32,7 +36,13 @@ MASKS = {
 
 
 def convert(
-    source: Path, number: int, *, name: str = "CovidMedSeg", look: Look | None = None, options: Options
+    source: Path,
+    number: int,
+    *,
+    name: str = "CovidMedSeg",
+    look: Look | None = None,
+    test_subjects: Iterable[str] = (),
+    options: Options,
 ) -> Path:
     """Convert the slices; a run that was killed is resumed by running it again.
 
@@ -41,19 +51,21 @@ def convert(
         number: dataset number, 1 to 999.
         name: dataset name after the number.
         look: classes, lung mask, size; None for the defaults.
+        test_subjects: slices (`medseg_tr_slice004`) kept for testing; without a mask they are left out.
         options: processes, folds, strictness.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: no images, or what `engine.convert` raises.
+        DatasetError: no images, an unknown test subject, or what `engine.convert` raises.
     """
     source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     units, left_out = find_parts(source)
-    dataset = covid_dataset(number, name, source, look, reference=REFERENCE)
-    read = partial(read_slices, look=look)
+    test = covid.subjects_for_testing(test_subjects, units, _subjects)
+    dataset = covid_dataset(number, name, source, look, reference=REFERENCE, test_subjects=sorted(test))
+    read = partial(read_slices, look=look, test=test)
     return convert_units(dataset, units, read, what="Files", options=options, left_out=left_out)
 
 
@@ -84,15 +96,30 @@ def _file(folder: Path, *names: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def read_slices(files: ScanFiles, *, look: Look) -> Iterator[Case | LeftOut]:
-    """Cases of all slices of a file.
+def _subjects(files: ScanFiles) -> list[str]:
+    """Subjects of a file, as many as its header states slices."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(below(files.image, files.source)))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise ImageError(f"{files.image}: cannot be read as an image") from error
+    return [_subject(files, index) for index in range(reader.GetSize()[-1])]
+
+
+def _subject(files: ScanFiles, index: int) -> str:
+    return f"medseg_{files.name}_slice{index:03d}"
+
+
+def read_slices(files: ScanFiles, *, look: Look, test: Collection[str] = ()) -> Iterator[Case | LeftOut]:
+    """Cases of all slices of a file; those of the subjects `test` are for testing.
 
     Raises:
         DatasetError: a symbolic link leads out of the source.
         ImageError: a file cannot be read, is not axial, or a mask lies elsewhere or holds other values than 0 to 3.
     """
-    image = read_volume(below(files.image, files.source))
-    masks = {kind: read_volume(below(path, files.source)) for kind, path in files.masks.items()}
+    image = read_bounded(below(files.image, files.source))
+    masks = {kind: read_bounded(below(path, files.source)) for kind, path in files.masks.items()}
     for kind, (array, _) in masks.items():
         check_same_grid(image[0], array, str(files.masks[kind]))
     for index in range(len(image[0])):
@@ -100,7 +127,7 @@ def read_slices(files: ScanFiles, *, look: Look) -> Iterator[Case | LeftOut]:
         own = {kind: _slice(*mask, index, files.masks[kind]) for kind, mask in masks.items()}
         for kind, mask in own.items():
             check_aligned(mask, pixels, str(files.masks[kind]))
-        case = f"medseg_{files.name}_slice{index:03d}"
+        case = _subject(files, index)
         findings, lungs = own.get("findings"), own.get("lungs")
         scan = Scan(
             case_id=case,
@@ -108,6 +135,7 @@ def read_slices(files: ScanFiles, *, look: Look) -> Iterator[Case | LeftOut]:
             findings=None if findings is None else covid.findings_of(findings.array, str(files.masks["findings"])),
             lungs=None if lungs is None else lungs.array > covid.DECIMALS,
             geometry=pixels.geometry,
+            test=case in test,
             row={"subject_id": case, "slice_index": index, "site": "medseg"},
         )
         yield from covid.cases_of(scan, look)
@@ -124,17 +152,18 @@ def _slice(array: np.ndarray, geometry: Geometry, index: int, path: Path) -> Upr
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help="The folder that holds tr_im.nii.gz."),
-    number: int = covid.NUMBER,
+    source: Annotated[Path, typer.Option("-i", "--input", help="The folder that holds tr_im.nii.gz.")],
+    number: Number,
     name: str = typer.Option("CovidMedSeg", "--name", help="Dataset name after the number."),
     classes: Classes = covid.CLASSES,
     lung_masked: bool = covid.LUNG_MASKED,
     size: str = covid.SIZE,
-    jobs: int = covid.JOBS,
-    dask: str | None = covid.DASK,
-    folds: int = covid.FOLDS,
-    strict: bool = covid.STRICT,
-    overwrite: bool = covid.OVERWRITE,
+    test_subjects: list[str] = covid.TEST_SUBJECTS,
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert MedSeg's 100 COVID-19 CT slices; the 10 slices without masks become the pool.
 
@@ -142,7 +171,7 @@ def command(
     """
     look = Look(classes=classes, lung_masked=lung_masked, size=parse_size(size))
     options = Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite)
-    typer.echo(f"Wrote {convert(source, number, name=name, look=look, options=options)}")
+    tell(convert(source, number, name=name, look=look, test_subjects=test_subjects, options=options))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -16,7 +17,8 @@ from nnunet_qa.dataset_conversion.covid_grid import Upright, read_upright
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, safe_name
 from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import parse_size
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
 from nnunet_qa.errors import DatasetError
 
 REFERENCE = (
@@ -37,6 +39,7 @@ def convert(
     name: str = "CovidZenodo",
     look: Look | None = None,
     keep_window: bool = False,
+    test_subjects: Iterable[str] = (),
     options: Options,
 ) -> Path:
     """Convert the 20 volumes; a run that was killed is resumed by running it again.
@@ -49,22 +52,25 @@ def convert(
             consolidation.
         keep_window: leave the volumes of Radiopaedia at 0 to 255 instead of bringing them back to HU; nnU-Net is then
             told to normalise each image by itself.
+        test_subjects: subjects (`coronacases_001`, `radiopaedia_4`) kept for testing; without a mask they are left out.
         options: processes, folds, strictness.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: the class ggo was asked for, no volumes, or what `engine.convert` raises.
+        DatasetError: the class ggo was asked for, no volumes, an unknown test subject, or what `engine.convert` raises.
     """
     source = source.absolute()  # a worker may have another working folder
     look = look or Look()
     if look.classes is Classes.GGO:
         raise DatasetError("--classes ggo: these masks do not tell ground glass from consolidation; choose infection")
     units, left_out = find_volumes(source)
+    test = covid.subjects_for_testing(test_subjects, units, lambda files: [_subject(files)])
     channel = "lung window" if keep_window else "CT"
-    dataset = covid_dataset(number, name, source, look, reference=REFERENCE, channel=channel, keep_window=keep_window)
-    read = partial(read_volumes, look=look, keep_window=keep_window)
+    settings = {"keep_window": keep_window, "test_subjects": sorted(test)}
+    dataset = covid_dataset(number, name, source, look, reference=REFERENCE, channel=channel, **settings)
+    read = partial(read_volumes, look=look, keep_window=keep_window, test=test)
     return convert_units(dataset, units, read, what="Volumes", options=options, left_out=left_out)
 
 
@@ -73,8 +79,17 @@ def find_volumes(source: Path) -> tuple[list[Unit], list[LeftOut]]:
     return find_scans(source, IMAGES, MASKS, annotations=("infection", "both"))
 
 
-def read_volumes(files: ScanFiles, *, look: Look, keep_window: bool = False) -> Iterator[Case | LeftOut]:
-    """One volume, or its slices.
+def _subject(files: ScanFiles) -> str:
+    """Two series of one patient share the number after "radiopaedia"."""
+    case = safe_name(files.name)
+    match = _RADIOPAEDIA.fullmatch(case)
+    return match.group(1) if match else case
+
+
+def read_volumes(
+    files: ScanFiles, *, look: Look, keep_window: bool = False, test: Collection[str] = ()
+) -> Iterator[Case | LeftOut]:
+    """One volume, or its slices; those of the subjects `test` are for testing.
 
     Raises:
         DatasetError: a symbolic link leads out of the source.
@@ -83,19 +98,18 @@ def read_volumes(files: ScanFiles, *, look: Look, keep_window: bool = False) -> 
     image = read_upright(files.image, files.source)
     infection, lungs = _masks(files, image)
     windowed = float(image.array.min()) >= 0 and float(image.array.max()) <= 255
-    case = safe_name(files.name)
-    match = _RADIOPAEDIA.fullmatch(case)
+    case, subject = safe_name(files.name), _subject(files)
     scan = Scan(
         case_id=case,
         image=hounsfield(image.array) if windowed and not keep_window else image.array,
         findings=None if infection is None else np.where(infection, covid.INFECTION, 0).astype(np.uint8),
         lungs=lungs,
         geometry=image.geometry,
+        test=subject in test,
         row={
-            # two series of one patient share the number after "radiopaedia"
-            "subject_id": match.group(1) if match else case,
+            "subject_id": subject,
             "stack_id": case,
-            "site": "radiopaedia" if match else "coronacases",
+            "site": "coronacases" if subject == case else "radiopaedia",
             "stored_as": "window" if windowed else "HU",
         },
     )
@@ -121,8 +135,10 @@ def _masks(files: ScanFiles, image: Upright) -> tuple[np.ndarray | None, np.ndar
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help=f"The folder that holds {IMAGES} and the masks' folders."),
-    number: int = covid.NUMBER,
+    source: Annotated[
+        Path, typer.Option("-i", "--input", help=f"The folder that holds {IMAGES} and the masks' folders.")
+    ],
+    number: Number,
     name: str = typer.Option("CovidZenodo", "--name", help="Dataset name after the number."),
     classes: Classes = covid.CLASSES,
     lung_masked: bool = covid.LUNG_MASKED,
@@ -134,11 +150,12 @@ def command(
         "--keep-window/--to-hu",
         help="Leave volumes that are stored as 0 to 255 as they are, or bring them to HU.",
     ),
-    jobs: int = covid.JOBS,
-    dask: str | None = covid.DASK,
-    folds: int = covid.FOLDS,
-    strict: bool = covid.STRICT,
-    overwrite: bool = covid.OVERWRITE,
+    test_subjects: list[str] = covid.TEST_SUBJECTS,
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert COVID-19-CT-Seg, 20 volumes with lungs and infection.
 
@@ -146,8 +163,10 @@ def command(
     """
     look = Look(classes=classes, lung_masked=lung_masked, size=parse_size(size), slices=slices, orientation=orientation)
     options = Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite)
-    folder = convert(source, number, name=name, look=look, keep_window=keep_window, options=options)
-    typer.echo(f"Wrote {folder}")
+    folder = convert(
+        source, number, name=name, look=look, keep_window=keep_window, test_subjects=test_subjects, options=options
+    )
+    tell(folder)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from nnunet_qa.data.images import Geometry
+from nnunet_qa.dataset_conversion.budget import check_unpacked
 from nnunet_qa.dataset_conversion.engine import below
 from nnunet_qa.errors import ImageError
 
 _TAGS = (
     "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SamplesPerPixel", "BitsAllocated",
 )  # fmt: skip
 _PLACE = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
@@ -54,8 +55,8 @@ def read_series(files: Iterable[Path], source: Path) -> Series:
 
     Raises:
         DatasetError: a symbolic link leads out of the source.
-        ImageError: a file is damaged, there is no series or more than one of the same size, or its slices are missing,
-            repeated, sheared or unlike each other.
+        ImageError: a file is damaged, there is no series or more than one of the same size, its slices are missing,
+            repeated, sheared or unlike each other, or it unpacks to far more than it weighs.
     """
     by_series: dict[str, list[tuple[Path, Dataset]]] = defaultdict(list)
     notes = []
@@ -74,6 +75,11 @@ def read_series(files: Iterable[Path], source: Path) -> Series:
     for other in others:
         notes.append(f"series {other[0][1].get('SeriesNumber', '')} of {len(other)} files was not read")
     slices, geometry = _in_order(chosen)
+    check_unpacked(
+        sum(_size(header) for _, header in slices),
+        sum(path.stat().st_size for path, _ in slices),
+        f"{slices[0][0]} and the other slices of its series",
+    )
     numbers = Counter(str(header.get("InstanceNumber", "")) for _, header in slices)
     repeated = [number for number, count in numbers.items() if count > 1 and number]
     if repeated:
@@ -96,6 +102,14 @@ def _header(path: Path) -> Dataset | None:
     if "SeriesInstanceUID" not in header:
         raise ImageError(f"{path}: names no series (truncated?); copy the file again or remove it")
     return header
+
+
+def _size(header: Dataset) -> int:
+    """Bytes that the pixels of a file unpack to; where the header does not say, as for CT."""
+    samples, bits = (
+        int(header.get(keyword) or least) for keyword, least in (("SamplesPerPixel", 1), ("BitsAllocated", 16))
+    )
+    return int(header.Rows) * int(header.Columns) * samples * bits // 8
 
 
 def _in_order(series: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], Geometry]:

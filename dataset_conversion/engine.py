@@ -21,25 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from joblib import Parallel, delayed
 
 from nnunet_qa.cases import Role
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.dataset_conversion.fingerprint import fingerprint
+from nnunet_qa.dataset_conversion.report import CONVERTED, LEFT_OUT, REPORT, SKIPPED, summary, utf8, write_report
 from nnunet_qa.errors import DatasetError, DependencyError, NnunetQAError, StorageError
-from nnunet_qa.files import write_csv
 from nnunet_qa.progress import track
 
 logger = logging.getLogger(__name__)
 
-REPORT, DONE = "conversion_report.csv", "conversion_units.jsonl"
-"""In the raw dataset: one row a unit and one a thing left out; and what later runs need not do again."""
+DONE = "conversion_units.jsonl"
+"""In the raw dataset: what later runs need not do again."""
 PATIENCE = 30
 """Seconds in which a Dask scheduler has to answer."""
 ENDED = "its process was ended from outside; is there enough memory?"
-CONVERTED, SKIPPED, LEFT_OUT = "converted", "skipped", "left out"
 _LONGEST = 150  # letters of a name, as file systems take 255 bytes with all that is added to it
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -198,9 +196,8 @@ def convert(
     if options.jobs < 1 or options.folds < 2:
         raise DatasetError(f"--jobs {options.jobs} and --folds {options.folds}: give at least 1 process and 2 folds")
     left_out = list(left_out)
-    bad = next((found for found in left_out if found.bad), None)
-    if options.strict and bad is not None:
-        raise DatasetError(f"{bad.name}: {bad.reason}")
+    if options.strict:
+        _check(left_out)
     dataset.begin(overwrite=options.overwrite)
     files = {unit.name: fingerprint(unit.content) for unit in units}
     outcomes = {outcome.unit: outcome for outcome in _known(dataset)}  # the last line of a unit counts
@@ -220,14 +217,27 @@ def convert(
                 done.write(json.dumps(vars(outcome)) + "\n")
                 done.flush()
     ordered = _settle(dataset, units, outcomes, partial(_convert_one, dataset, read), strict=options.strict)
-    rows = [row for outcome in ordered for row in outcome.rows]
-    _write_report(dataset.folder, ordered, left_out)
+    write_report(dataset.folder, _report_of(ordered, left_out))
+    logger.info("%s", summary(dataset.folder))
+    _finish(dataset, ordered, options)
+    return dataset.folder
+
+
+def _finish(dataset: RawDataset, outcomes: Sequence[_Outcome], options: Options) -> None:
+    """Case table, dataset.json and folds; without a single case it is an error."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
     if not rows:
-        first = next((outcome.failure for outcome in ordered if outcome.failure), "nothing was found")
+        first = next((outcome.failure for outcome in outcomes if outcome.failure), "nothing was found")
         raise DatasetError(f"{dataset.folder / REPORT}: no case could be converted; the first reason: {first}")
     dataset.remove_others(rows)
     dataset.finish(rows, jobs=options.jobs, folds=options.folds)
-    return dataset.folder
+
+
+def _check(left_out: Iterable[LeftOut]) -> None:
+    """Raise the first thing left out that `--strict` stops at."""
+    for found in left_out:
+        if found.bad:
+            raise DatasetError(f"{found.name}: {found.reason}")
 
 
 def _running(units: Sequence[Unit], work: Callable[[Unit], _Outcome], options: Options) -> Iterator[_Outcome]:
@@ -297,7 +307,7 @@ def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | Left
             written.append(found)
             dataset.write_case(found.case_id, found.role, found.images, found.label, geometry=found.geometry)
             written[-1] = _without_pixels(found)
-            row = {key: _text(value) if isinstance(value, str) else value for key, value in found.row.items()}
+            row = {key: utf8(value) if isinstance(value, str) else value for key, value in found.row.items()}
             outcome.rows.append({"case_id": found.case_id, "role": found.role.value, **row})
     except StorageError:
         raise
@@ -307,11 +317,6 @@ def _convert_one(dataset: RawDataset, read: Callable[[Any], Iterator[Case | Left
         reason = str(error) if isinstance(error, NnunetQAError) else f"{type(error).__name__}: {error}"
         return _Outcome(unit.name, failure=" ".join(reason.split()))
     return outcome
-
-
-def _text(text: str) -> str:
-    """The text as UTF-8 can hold it; bytes of a file name that are none are written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _without_pixels(case: Case) -> Case:
@@ -375,20 +380,10 @@ def _settle(
     return [outcomes[unit.name] for unit in units]
 
 
-def _write_report(folder: Path, outcomes: Sequence[_Outcome], left_out: Iterable[LeftOut]) -> None:
-    """`conversion_report.csv`: `name`, `status` (converted, skipped, left out), `cases` and `reason`."""
-    rows: list[tuple[str, str, int, str]] = []
+def _report_of(outcomes: Sequence[_Outcome], left_out: Iterable[LeftOut]) -> Iterator[tuple[str, str, int, str]]:
+    """Rows for `write_report`."""
     for outcome in outcomes:
         status = CONVERTED if outcome.failure is None else SKIPPED
-        rows.append((outcome.unit, status, len(outcome.rows), outcome.failure or ""))
-        rows += [(name, LEFT_OUT, 0, reason) for name, reason in outcome.left_out]
-    rows += [(found.name, LEFT_OUT, 0, found.reason) for found in left_out]
-    rows = [(_text(name), status, cases, _text(reason)) for name, status, cases, reason in rows]
-    write_csv(folder / REPORT, pd.DataFrame(rows, columns=["name", "status", "cases", "reason"]))
-    for name, status, _, reason in rows:
-        if status != CONVERTED:
-            logger.warning("%s: %s: %s", name, status, reason)
-    skipped, without = (sum(row[1] == status for row in rows) for status in (SKIPPED, LEFT_OUT))
-    converted = len(rows) - skipped - without
-    level = logging.WARNING if skipped or without else logging.INFO
-    logger.log(level, "%d converted, %d skipped, %d left out; see %s", converted, skipped, without, folder / REPORT)
+        yield outcome.unit, status, len(outcome.rows), outcome.failure or ""
+        yield from ((name, LEFT_OUT, 0, reason) for name, reason in outcome.left_out)
+    yield from ((found.name, LEFT_OUT, 0, found.reason) for found in left_out)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -35,8 +36,9 @@ from nnunet_qa.dataset_conversion.fibula_sides import (
     side_axis,
     sides_of,
 )  # fmt: skip
-from nnunet_qa.dataset_conversion.oct import chosen_subjects
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.dataset_conversion.surface import SPACES, read_surface
 from nnunet_qa.dataset_conversion.volume_files import (
     affine,
@@ -310,8 +312,10 @@ def _reaches(case: Case, leg: Leg, scan: Geometry) -> bool:
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help="The folder with the scans; see docs/convert-fibula.md."),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    source: Annotated[
+        Path, typer.Option("-i", "--input", help="The folder with the scans; see docs/convert-fibula.md.")
+    ],
+    number: Number,
     name: str = typer.Option("FibulaCT", "--name", help="Dataset name after the number."),
     sides: Sides = typer.Option(Sides.SPLIT, "--sides", help="One case a leg, one case with two labels, or one label."),
     mirror_left: bool = typer.Option(
@@ -326,11 +330,11 @@ def command(
     test_subjects: list[str] = typer.Option(
         [], "--test-subjects", help="Patients kept for testing, such as p3,p7; may be repeated."
     ),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by patient."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first scan that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert CT of the lower legs with masks of the fibula.
 
@@ -344,7 +348,7 @@ def command(
     )  # fmt: skip
     options = Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite)
     folder = convert(source, number, name=name, settings=settings, test_subjects=test_subjects, options=options)
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

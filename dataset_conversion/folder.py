@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -20,8 +21,9 @@ from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.dataset_conversion import engine
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below, safe_name
 from nnunet_qa.dataset_conversion.folder_options import Labels, Pattern
-from nnunet_qa.dataset_conversion.oct import chosen_subjects
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.dataset_conversion.volume_files import onto_grid, read_source_volume
 from nnunet_qa.errors import DatasetError, ImageError
 
@@ -86,11 +88,7 @@ def convert(
         StorageError: the disk is full or read-only.
     """
     source = source.absolute()  # a worker may have another working folder
-    patterns = [Pattern.parse(images, name="image"), *map(Pattern.parse, channels)]
-    if len({pattern.name for pattern in patterns}) < len(patterns):
-        raise DatasetError(
-            "--channel: two channels have the same name; give each its own, such as T2=scans/*_t2.nii.gz"
-        )
+    patterns = _patterns(images, channels)
     mapping = Labels.parse(labels)
     mask_pattern = Pattern.parse(masks, name="mask")
     units, left_out = find_cases(source, patterns, mask_pattern, subject_regex=subject_regex)
@@ -112,9 +110,18 @@ def convert(
         },
     )
     read = partial(read_case, labels=mapping)
-    return engine.convert(
-        dataset, units, read, what="Images", options=options or Options(), left_out=[*left_out, *without]
-    )
+    left_out += without
+    return engine.convert(dataset, units, read, what="Images", options=options or Options(), left_out=left_out)
+
+
+def _patterns(images: str, channels: Iterable[str]) -> list[Pattern]:
+    """Patterns of all channels, the images first."""
+    patterns = [Pattern.parse(images, name="image"), *map(Pattern.parse, channels)]
+    if len({pattern.name for pattern in patterns}) < len(patterns):
+        raise DatasetError(
+            "--channel: two channels have the same name; give each its own, such as T2=scans/*_t2.nii.gz"
+        )
+    return patterns
 
 
 def find_cases(
@@ -286,9 +293,11 @@ def _check_same_place(path: Path, image: np.ndarray, place: Geometry, first: np.
 
 
 def command(
-    images: str = typer.Option(..., "--images", help="Pattern of the images, GLOB or NAME=GLOB (CT=images/*.nii.gz)."),
-    masks: str = typer.Option(..., "--masks", help="Pattern of the masks; its stars stand for the same text."),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    images: Annotated[
+        str, typer.Option("--images", help="Pattern of the images, GLOB or NAME=GLOB (CT=images/*.nii.gz).")
+    ],
+    masks: Annotated[str, typer.Option("--masks", help="Pattern of the masks; its stars stand for the same text.")],
+    number: Number,
     source: Path = typer.Option(Path("."), "-i", "--input", help="The folder that the patterns are relative to."),
     name: str = typer.Option("Folder", "--name", help="Dataset name after the number."),
     channel: list[str] = typer.Option([], "--channel", help="A further channel, NAME=GLOB; may be repeated."),
@@ -301,11 +310,11 @@ def command(
     test_subjects: list[str] = typer.Option(
         [], "--test-subjects", help="Subjects kept for testing, such as p3,p7; may be repeated."
     ),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first image that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert any folder of images and masks.
 
@@ -318,7 +327,7 @@ def command(
         source, number, images=images, masks=masks, name=name, channels=channel, labels=label,
         subject_regex=subject_regex, test_subjects=test_subjects, options=options,
     )  # fmt: skip
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from nnunet_qa.cases import Role
 from nnunet_qa.data.images import check_finite, check_same_grid
 from nnunet_qa.data.retina import RetinaBand, default_crop_rows, find_retina, padding_mask
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut
-from nnunet_qa.errors import CaseTableError, DatasetError, ImageError, nearest
+from nnunet_qa.errors import CaseTableError, DatasetError, ImageError
 
 SIZE = (80, 192)
 """Rows and columns of a converted B-scan: a crop of 320 x 768 native pixels, shrunk fourfold."""
@@ -75,14 +75,20 @@ class Framing:
         fluids = np.unique(cropped[cropped > 0])
         if not fluids.size:
             return np.zeros(self.size, dtype=np.uint8)
-        shares = np.stack(
-            [
-                resize_local_mean((cropped == fluid).astype(np.float64), self.size, preserve_range=True)
-                for fluid in fluids
-            ]
-        )
+        shares = np.stack([_share(cropped == fluid, self.size) for fluid in fluids])
         enough = shares.sum(axis=0) >= 0.5 - 1e-9  # rounding must not decide about an exact half
         return np.where(enough, fluids[shares.argmax(axis=0)], 0).astype(np.uint8)
+
+
+def _share(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Part of each pixel of a smaller picture that a mask covers."""
+    rows, columns = mask.shape[0] // size[0], mask.shape[1] // size[1]
+    if mask.shape != (rows * size[0], columns * size[1]):
+        return np.asarray(resize_local_mean(mask.astype(np.float64), size, preserve_range=True))
+    covered = sum(
+        mask[row::rows, column::columns].astype(np.uint32) for row in range(rows) for column in range(columns)
+    )
+    return np.asarray(covered) / (rows * columns)
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
@@ -100,26 +106,6 @@ def parse_size(text: str) -> tuple[int, int] | None:
     if match is None:
         raise DatasetError(f'--size "{text}" is neither ROWSxCOLUMNS (such as 80x192) nor native')
     return int(match.group(1)), int(match.group(2))
-
-
-def chosen_subjects(wanted: Iterable[str], known: Iterable[str]) -> set[str]:
-    """Resolve `--test-subjects`, each entry one subject or several with commas, in any case of letters.
-
-    Raises:
-        DatasetError: a subject is not in the data, or none would be left to train on.
-    """
-    by_name = {subject.lower(): subject for subject in known}
-    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
-    for name in names:
-        if name.lower() not in by_name:
-            raise DatasetError(
-                f'--test-subjects: there is no subject "{name}"{nearest(name, by_name.values())}; '
-                f"found: {', '.join(sorted(by_name.values()))}"
-            )
-    chosen = {by_name[name.lower()] for name in names}
-    if chosen and chosen == set(by_name.values()):
-        raise DatasetError("--test-subjects names every subject; leave at least one to train on")
-    return chosen
 
 
 @dataclass(frozen=True)

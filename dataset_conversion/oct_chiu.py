@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -23,12 +24,13 @@ from nnunet_qa.dataset_conversion.oct import (
     LABELS,
     BscanCase,
     Framing,
-    chosen_subjects,
     frame_bscan,
     parse_size,
     scale_of,
 )
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.errors import DatasetError, DependencyError, ImageError
 
 REFERENCE = "Chiu et al. 2015, Kernel regression based segmentation of OCT images with diabetic macular edema, BOE 6(4)"
@@ -216,8 +218,8 @@ def _volume(array: np.ndarray) -> np.ndarray:
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help="The folder 2015_BOE_Chiu, or the one that holds it."),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    source: Annotated[Path, typer.Option("-i", "--input", help="The folder 2015_BOE_Chiu, or the one that holds it.")],
+    number: Number,
     name: str = typer.Option("OCTDukeDME", "--name", help="Dataset name after the number."),
     crop: bool = typer.Option(True, "--crop/--no-crop", help="Crop each B-scan to the retina."),
     crop_rows: int | None = typer.Option(None, "--crop-rows", help="Native rows of the crop; 320 of 496 by default."),
@@ -230,11 +232,11 @@ def command(
     test_subjects: list[str] = typer.Option(
         [], "--test-subjects", help="Subjects kept for testing, such as S05,S06; may be repeated."
     ),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first file that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert the Duke DME set (Chiu et al. 2015).
 
@@ -254,7 +256,7 @@ def command(
         test_subjects=test_subjects,
         options=Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite),
     )
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

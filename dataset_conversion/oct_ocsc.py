@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -24,12 +25,13 @@ from nnunet_qa.dataset_conversion.oct import (
     LABELS,
     BscanCase,
     Framing,
-    chosen_subjects,
     frame_bscan,
     parse_size,
     scale_of,
 )
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.errors import DatasetError
 
 GRADERS = ("G1", "G2", "G3")
@@ -302,8 +304,8 @@ def read_fluid(paths: tuple[Path, ...]) -> np.ndarray:
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help=f"The folder that holds {LAYOUT}."),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    source: Annotated[Path, typer.Option("-i", "--input", help=f"The folder that holds {LAYOUT}.")],
+    number: Number,
     name: str = typer.Option("OCTOptima", "--name", help="Dataset name after the number."),
     crop: bool = typer.Option(True, "--crop/--no-crop", help="Crop each B-scan to the retina."),
     crop_rows: int | None = typer.Option(
@@ -320,11 +322,11 @@ def command(
     test_subjects: list[str] = typer.Option(
         [], "--test-subjects", help="Further stacks kept for testing, such as cirrus_4; may be repeated."
     ),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first stack that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert the OPTIMA cyst segmentation challenge.
 
@@ -342,7 +344,7 @@ def command(
         test_subjects=test_subjects,
         options=Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite),
     )
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

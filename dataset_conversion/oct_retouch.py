@@ -12,25 +12,28 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 
 from nnunet_qa.cases import Role
-from nnunet_qa.data.images import Geometry, check_label_values, check_same_grid, read_volume
+from nnunet_qa.data.images import Geometry, check_label_values, check_same_grid
 from nnunet_qa.data.metaimage import metaimage_data
 from nnunet_qa.data.raw_dataset import RawDataset
+from nnunet_qa.dataset_conversion.budget import read_bounded
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below, safe_name
 from nnunet_qa.dataset_conversion.engine import convert as convert_units
 from nnunet_qa.dataset_conversion.oct import (
     BscanCase,
     Framing,
-    chosen_subjects,
     frame_bscan,
     parse_size,
     scale_of,
 )
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.errors import DatasetError, ImageError
 
 REFERENCE = "Bogunović et al. 2019, RETOUCH: the retinal OCT fluid detection and segmentation benchmark, IEEE TMI 38(8)"
@@ -218,16 +221,15 @@ def _reference(path: Path, source: Path, image: np.ndarray, geometry: Geometry) 
 
 def _volume(path: Path, source: Path) -> tuple[np.ndarray, Geometry]:
     """Voxels `(B-scans, rows, columns)` and their geometry."""
-    below(metaimage_data(below(path, source)), source)
-    volume, geometry = read_volume(path)
+    volume, geometry = read_bounded(path, below(metaimage_data(below(path, source)), source))
     if volume.ndim != 3:
         raise ImageError(f"{path}: has shape {volume.shape}; a volume (B-scans, rows, columns) is needed")
     return volume, geometry
 
 
 def command(
-    source: Path = typer.Option(..., "-i", "--input", help=f"The folder that holds {LAYOUT}."),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    source: Annotated[Path, typer.Option("-i", "--input", help=f"The folder that holds {LAYOUT}.")],
+    number: Number,
     name: str = typer.Option("OCTRetouch", "--name", help="Dataset name after the number."),
     mode: Mode = typer.Option(Mode.BSCANS, "--mode", help="2D pictures, one a B-scan, or 3D volumes, one a scan."),
     crop: bool = typer.Option(True, "--crop/--no-crop", help="Crop each B-scan to the retina."),
@@ -242,11 +244,11 @@ def command(
     test_subjects: list[str] = typer.Option(
         [], "--test-subjects", help="Scans kept for testing, such as cirrus_TRAIN003; may be repeated."
     ),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Address of a Dask scheduler, such as tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first scan that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert the RETOUCH challenge: three fluids, three vendors.
 
@@ -264,7 +266,7 @@ def command(
         test_subjects=test_subjects,
         options=Options(jobs=jobs, dask=dask, folds=folds, strict=strict, overwrite=overwrite),
     )
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
+from nnunet_qa.dataset_conversion.report import summary
 from nnunet_qa.errors import NnunetQAError
 from nnunet_qa.files import storage_error
 
@@ -31,6 +33,11 @@ def run_script(command: Callable[..., None]) -> None:
         if error.filename is None:
             raise
         _fail(str(storage_error(os.fsdecode(error.filename), error)))
+
+
+def tell(folder: Path) -> None:
+    """Print what a command has converted."""
+    typer.echo(f"Wrote {folder}: {summary(folder)}")
 
 
 def _fail(line: str) -> None:

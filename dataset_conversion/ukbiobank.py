@@ -7,8 +7,10 @@ without unpacking. Frames with a mask or with contours are labelled, every other
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -18,8 +20,10 @@ from nnunet_qa.data.cine_phantom import SHORT_AXIS
 from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.dataset_conversion import engine
 from nnunet_qa.dataset_conversion.cvi42 import Contours, fill, read_contours
-from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options
-from nnunet_qa.dataset_conversion.script import run_script
+from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit
+from nnunet_qa.dataset_conversion.options import Dask, Folds, Jobs, Number, Overwrite, Strict
+from nnunet_qa.dataset_conversion.script import run_script, tell
+from nnunet_qa.dataset_conversion.subjects import chosen_subjects
 from nnunet_qa.dataset_conversion.ukbiobank_files import Found, find_stacks, read_subjects
 from nnunet_qa.dataset_conversion.ukbiobank_nifti import (
     Annotation,
@@ -46,6 +50,7 @@ def convert(
     scheme: str = UKBB,
     frames: str = ALL,
     subjects: Path | None = None,
+    test_subjects: Iterable[str] = (),
     options: Options | None = None,
 ) -> Path:
     """Convert one view of UK Biobank's cardiac MR; a run that was killed is resumed by running it again.
@@ -60,13 +65,15 @@ def convert(
         frames: "all", "ed_es", or numbers of frames from 0 such as "0,10,20"; other frames are left out, annotated or
             not.
         subjects: a text file with one eid a line; None for all.
+        test_subjects: eids kept for testing: their annotated frames become test cases, their others are left out.
         options: processes, folds, strictness.
 
     Returns:
         The folder of the raw dataset.
 
     Raises:
-        DatasetError: an option that the view does not have, nothing found, or see `engine.convert`.
+        DatasetError: an option that the view does not have, nothing found, an unknown test subject, or see
+            `engine.convert`.
     """
     source = source.absolute()  # a worker may have another working folder
     if view not in VIEWS:
@@ -77,22 +84,21 @@ def convert(
     units, left_out = find_stacks(
         source, annotations=(annotations or source).absolute(), view=view, scheme=scheme, frames=frames, subjects=wanted
     )
+    test = chosen_subjects(test_subjects, {unit.content.subject for unit in units})
+    units = [Unit(unit.name, replace(unit.content, test=unit.content.subject in test)) for unit in units]
+    settings = {
+        "source": str(source.resolve()),
+        "annotations": str((annotations or source).resolve()),
+        "view": view,
+        "scheme": scheme,
+        "frames": frames,
+        "test_subjects": sorted(test),
+        "subjects": wanted and hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest(),
+    }
     dataset = RawDataset.named(
-        number,
-        name,
-        channel_names=("MRI",),
-        labels={"background": 0, **labels},
-        file_ending=".nii.gz",
-        settings={
-            "source": str(source.resolve()),
-            "annotations": str((annotations or source).resolve()),
-            "view": view,
-            "scheme": scheme,
-            "frames": frames,
-            "subjects": wanted and hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest(),
-        },
-        extra={"reference": REFERENCE},
-    )
+        number, name, channel_names=("MRI",), labels={"background": 0, **labels}, file_ending=".nii.gz",
+        settings=settings, extra={"reference": REFERENCE},
+    )  # fmt: skip
     return engine.convert(dataset, units, read_stack, what="Subjects", options=options or Options(), left_out=left_out)
 
 
@@ -122,15 +128,19 @@ def read_stack(found: Found) -> Iterator[Case | LeftOut]:
     phases = _phases(annotation, stack, view, estimate=found.frames == KEY_FRAMES)
     scheme = view.scheme(found.scheme)
     chosen = _numbers(found.frames)
-    for frame, image in enumerate(stack.image):
-        if (found.frames == KEY_FRAMES and frame not in phases) or (chosen is not None and frame not in chosen):
-            continue
+    frames = [frame for frame in range(len(stack.image)) if chosen is None or frame in chosen]
+    if found.frames == KEY_FRAMES:
+        frames = sorted(phases)
+    if found.test and (bare := [frame for frame in frames if frame not in annotation.labels]):
+        yield LeftOut(f"{found.stack_id}: {len(bare)} frames", "are not annotated, of a subject for testing")
+        frames = [frame for frame in frames if frame in annotation.labels]
+    for frame in frames:
         label = annotation.labels.get(frame)
         phase, known_by = phases.get(frame, ("", ""))
         yield Case(
             case_id=f"{found.stack_id}_fr{frame:03d}",
-            role=Role.UNLABELLED if label is None else Role.LABELLED,
-            images=[image],
+            role=Role.UNLABELLED if label is None else Role.TEST if found.test else Role.LABELLED,
+            images=[stack.image[frame]],
             label=None if label is None else relabelled(label, view.labels, scheme),
             geometry=stack.geometry,
             row={
@@ -203,10 +213,13 @@ def _phases(annotation: Annotation, stack: Stack, view: View, *, estimate: bool)
 
 
 def command(
-    source: Path = typer.Option(
-        ..., "-i", "--input", help="Folder of the zips <eid>_20209_2_0.zip …, or of NIfTI folders <eid>/sa.nii.gz."
-    ),
-    number: int = typer.Option(..., "-d", "--dataset", help="Dataset number, 1 to 999."),
+    source: Annotated[
+        Path,
+        typer.Option(
+            "-i", "--input", help="Folder of the zips <eid>_20209_2_0.zip …, or of NIfTI folders <eid>/sa.nii.gz."
+        ),
+    ],
+    number: Number,
     name: str = typer.Option("UKBiobank", "--name", help="Dataset name after the number."),
     view: str = typer.Option(
         SHORT_AXIS, "--view", help="sa (short axis), ao (aorta), la_2ch, la_3ch or la_4ch (long axis)."
@@ -219,11 +232,14 @@ def command(
     ),
     frames: str = typer.Option(ALL, "--frames", help="Frames that become cases: all, ed_es, or numbers such as 0,10."),
     subjects: Path | None = typer.Option(None, "--subjects", help="Text file with one eid a line; by default all."),
-    jobs: int = typer.Option(1, "-np", "--jobs", help="Processes."),
-    dask: str | None = typer.Option(None, "--dask", help="Dask scheduler whose workers do it, tcp://host:8786."),
-    folds: int = typer.Option(5, "--folds", help="Cross-validation folds, grouped by subject."),
-    strict: bool = typer.Option(False, "--strict", help="Stop at the first subject that cannot be converted."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Delete an earlier conversion of this dataset."),
+    test_subjects: list[str] = typer.Option(
+        [], "--test-subjects", help="Eids kept for testing, with commas between; may be repeated."
+    ),
+    jobs: Jobs = 1,
+    dask: Dask = None,
+    folds: Folds = 5,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert UK Biobank's cardiac MR: one view, one case a frame.
 
@@ -241,9 +257,10 @@ def command(
         scheme=scheme,
         frames=frames,
         subjects=subjects,
+        test_subjects=test_subjects,
         options=options,
     )
-    typer.echo(f"Wrote {folder}")
+    tell(folder)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Found:
         view: a name of `VIEWS`.
         scheme: see `View.scheme`.
         frames: see `ukbiobank.convert`.
+        test: whether the subject is kept for testing.
     """
 
     stack_id: str
@@ -45,6 +46,7 @@ class Found:
     view: str
     scheme: str
     frames: str
+    test: bool = False
 
 
 @dataclass
@@ -55,6 +57,20 @@ class _Files:
     labels: dict[str, Path] = field(default_factory=dict)
     phase_images: dict[str, Path] = field(default_factory=dict)
     contours: list[Path] = field(default_factory=list)
+
+    def of(self, subject: str, path: Path, *, stack_id: str, view: str, scheme: str, frames: str) -> Found:
+        """The stack whose images `path` holds."""
+        return Found(
+            stack_id=stack_id,
+            subject=subject,
+            path=path,
+            labels=self.labels,
+            phase_images=self.phase_images,
+            contours=tuple(self.contours),
+            view=view,
+            scheme=scheme,
+            frames=frames,
+        )
 
 
 def find_stacks(
@@ -96,24 +112,12 @@ def find_stacks(
         left_out += [LeftOut(str(other), f"{path.name} holds the same stack and was taken") for other in others]
         try:
             stack_id = safe_name("_".join((subject, *(() if visit == FIRST_VISIT else (visit,)), view)))
+            if stack_id in units:
+                raise DatasetError(f"{units[stack_id].content.path} has the same name {stack_id}; rename")
         except DatasetError as error:
             left_out.append(LeftOut(str(path), str(error), bad=True))
             continue
-        if stack_id in units:
-            reason = f"{units[stack_id].content.path} has the same name {stack_id}; rename"
-            left_out.append(LeftOut(str(path), reason, bad=True))
-            continue
-        content = Found(
-            stack_id=stack_id,
-            subject=subject,
-            path=path,
-            labels=found.labels,
-            phase_images=found.phase_images,
-            contours=tuple(found.contours),
-            view=view,
-            scheme=scheme,
-            frames=frames,
-        )
+        content = found.of(subject, path, stack_id=stack_id, view=view, scheme=scheme, frames=frames)
         units[stack_id] = Unit(stack_id, content)
     left_out += _unknown(subjects, {unit.content.subject for unit in units.values()})
     if not units:

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_qa.data.images import Geometry, check_label_values
 from nnunet_qa.data.nifti import check_nifti
+from nnunet_qa.dataset_conversion.budget import check_volume
 from nnunet_qa.dataset_conversion.engine import LeftOut
 from nnunet_qa.dataset_conversion.ukbiobank_series import Stack, whole_numbers
 from nnunet_qa.errors import ImageError
@@ -117,6 +118,7 @@ def _labels(path: Path, stack: Stack, known: set[int], *, frames: int | None = N
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry, float]:
     """Array `(frames, slices, rows, columns)`, geometry of a frame, and seconds between frames (0: not known)."""
+    check_volume(path)
     check_nifti(path)
     try:
         image = sitk.ReadImage(str(path))

@@ -80,7 +80,7 @@ def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[
             entries = [entry for entry in zipped.infolist() if not entry.is_dir()]
             _check_entries(path, entries)
             listed, notes = _manifest(path, zipped, entries)
-            images = []
+            images, unpacked = [], 0
             for entry in entries:
                 name = PurePosixPath(entry.filename).name
                 series = listed.get(name)
@@ -88,6 +88,9 @@ def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[
                     continue
                 image = _read_image(f"{path}: {entry.filename}", zipped.read(entry), series, wanted)
                 images += [image] if image is not None else []
+                unpacked += image.pixels.nbytes if image is not None else 0
+                if unpacked > MAX_TOTAL:
+                    raise DatasetError(f"{path}: its images unpack to more than {MAX_TOTAL} bytes (a bomb?); not read")
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DatasetError(f"{path}: cannot be read as a zip (cut off? download it again): {error}") from error
     missing = sum(wanted.fullmatch(series) is not None for series in listed.values()) - len(images)
@@ -161,7 +164,8 @@ def _read_image(name: str, content: bytes, listed: str | None, wanted: re.Patter
 
 def _pixels(dataset: Any) -> np.ndarray:
     """Intensities after rescaling, whole numbers where scale and offset are."""
-    if dataset.Rows * dataset.Columns * int(dataset.get("NumberOfFrames") or 1) > MAX_FILE:
+    samples = int(dataset.get("NumberOfFrames") or 1) * int(dataset.get("SamplesPerPixel") or 1)
+    if dataset.Rows * dataset.Columns * samples * dataset.BitsAllocated // 8 > MAX_FILE:
         raise ValueError(f"{dataset.Rows} × {dataset.Columns} pixels (a bomb?)")
     stored: np.ndarray = dataset.pixel_array
     slope = float(dataset.get("RescaleSlope", 1) or 1)

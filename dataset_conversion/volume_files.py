@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_qa.data.images import Geometry, read_volume
+from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.metaimage import metaimage_data
+from nnunet_qa.dataset_conversion.budget import read_bounded
 from nnunet_qa.dataset_conversion.engine import below
 from nnunet_qa.errors import DatasetError, ImageError
 
@@ -43,10 +44,10 @@ def read_source_volume(path: Path, source: Path) -> tuple[np.ndarray, Geometry]:
 
     Raises:
         DatasetError: the file, or the one that holds its voxels, lies outside the source.
-        ImageError: the file cannot be read, or holds something else than one scalar volume.
+        ImageError: the file cannot be read, unpacks to far more than it weighs, or holds something else than one
+            scalar volume.
     """
-    check_data_file(below(path, source), source)
-    array, geometry = read_volume(path)
+    array, geometry = read_bounded(path, data_file(below(path, source), source))
     if array.ndim == 2:
         direction = np.eye(3)
         direction[:2, :2] = np.reshape(geometry.direction, (2, 2))
@@ -59,26 +60,28 @@ def read_source_volume(path: Path, source: Path) -> tuple[np.ndarray, Geometry]:
     return array, geometry
 
 
-def check_data_file(path: Path, source: Path) -> None:
-    """Refuse a MetaImage or NRRD header whose voxels lie in a file outside the source, or in a list of files.
+def data_file(path: Path, source: Path) -> Path:
+    """The file that holds the voxels: for a MetaImage or NRRD header it may be another one, in the source.
 
     Raises:
-        DatasetError: names the file that the header names.
+        DatasetError: that file lies outside the source, or the header names a list of files.
         ImageError: the header has no end, or names no or several files.
     """
     ending = path.suffix.lower()
     if ending == ".mhd":
-        below(metaimage_data(path), source)
-    elif ending in (".mha", ".nrrd", ".nhdr"):
+        return below(metaimage_data(path), source)
+    if ending in (".mha", ".nrrd", ".nhdr"):
         with path.open("rb") as file:
             start = file.read(_HEADER)
         name = _meta_data_file(path, start) if ending == ".mha" else _nrrd_data_file(path, start)
         if name is None or name.upper() == "LOCAL":
-            return
+            return path
         if name.upper().startswith("LIST") or "%" in name:
             raise DatasetError(f"{path}: takes its voxels from a list of files; write it as one file")
         if not (path.parent / name).resolve().is_relative_to(source.resolve()):
             raise DatasetError(f"{path}: takes its voxels from {name}, outside {source}; copy the file there")
+        return path.parent / name
+    return path
 
 
 def _meta_data_file(path: Path, start: bytes) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 from scipy.spatial.transform import Rotation
 
 from nnunet_qa.data.covid_phantom import Chest, draw_chest
-from nnunet_qa.dataset_conversion.engine import REPORT, Options
+from nnunet_qa.dataset_conversion.engine import Options
+from nnunet_qa.dataset_conversion.report import REPORT
 
 RAS = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
 LPS = np.diag([-1.0, -1.0, 1.0])

@@ -60,6 +60,19 @@ def test_channels_subjects_and_pool(source: Path, raw: Path, unchecked: None) ->
     assert rows.loc["radiopedia_slice003", "slice_index"] == 2
 
 
+def test_subjects_for_testing(source: Path, raw: Path, unchecked: None) -> None:
+    wanted = ["radiopedia_2,MEDSEG_slice001", "test_medseg_slice000"]
+    folder = covid_kaggle.convert(source, 701, scans=(1, 3), test_subjects=wanted, options=ONE)
+    table = CaseTable.read(folder / "cases.csv")
+    tests = ["medseg_slice001", *(f"radiopedia_slice{index:03d}" for index in (1, 2, 3))]
+    assert sorted(table.case_ids(Role.TEST)) == tests
+    assert sorted(path.name[:-7] for path in (folder / "labelsTs").iterdir()) == tests
+    assert table.case_ids(Role.UNLABELLED) == ["test_medseg_slice001"]
+    assert "kept for testing" in report(folder).loc["test_medseg_slice000", "reason"]
+    with pytest.raises(DatasetError, match='no subject "medseg_slice009"'):
+        covid_kaggle.convert(source, 702, test_subjects=["medseg_slice009"], options=ONE)
+
+
 def test_without_scans_the_slices_of_nine_patients_are_one_subject(source: Path, raw: Path, unchecked: None) -> None:
     look = Look(classes=Classes.GGO)
     folder = covid_kaggle.convert(source, 701, look=look, subset=Subset.RADIOPEDIA, options=ONE)
@@ -168,6 +181,7 @@ def test_command(source: Path, raw: Path, unchecked: None) -> None:
     arguments = ["convert", "covid-kaggle", "-i", str(source), "-d", "12", "--lung-masked", "--size", "16x20"]
     result = CliRunner().invoke(app, [*arguments, "--subset", "radiopedia", "--scans", "2,2", "--folds", "2"])
     assert result.exit_code == 0, result.output
+    assert " converted, 0 skipped, " in result.output
     folder = raw / "Dataset012_CovidKaggle"
     image = voxels(folder / "imagesTr" / "radiopedia_slice001_0000.nii.gz")
     assert image.shape == (1, 16, 20)

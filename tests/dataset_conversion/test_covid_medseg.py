@@ -84,6 +84,17 @@ def test_real_pixels(real_data: Path, tmp_path: Path, raw: Path, unchecked: None
         same_in_space(tmp_path / "tr_lungmasks_updated.nii.gz", folder / "labelsTr" / f"{case}.nii.gz")
 
 
+def test_subjects_for_testing(source: Path, raw: Path, unchecked: None) -> None:
+    wanted = ["medseg_tr_slice001", "medseg_val_slice000"]
+    folder = covid_medseg.convert(source, 701, test_subjects=wanted, options=ONE)
+    assert [path.name for path in (folder / "labelsTs").iterdir()] == ["medseg_tr_slice001.nii.gz"]
+    assert len(list((folder / "labelsTr").iterdir())) == 7
+    assert [path.name for path in (folder / "imagesUn").iterdir()] == ["medseg_val_slice001_0000.nii.gz"]
+    (source / "val_im.nii.gz").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match='no subject "medseg_val_slice000"'):
+        covid_medseg.convert(source, 702, test_subjects=wanted, options=ONE)
+
+
 def test_bad_files(source: Path, tmp_path: Path, raw: Path, unchecked: None) -> None:
     with pytest.raises(DatasetError, match="no such folder; give the folder that holds tr_im"):
         covid_medseg.convert(tmp_path / "nowhere", 701, options=ONE)
@@ -115,6 +126,7 @@ def test_command(source: Path, raw: Path, unchecked: None) -> None:
     arguments = ["convert", "covid-medseg", "-i", str(source), "-d", "12", "--classes", "ggo", "--size", "16x16"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+    assert " converted, 0 skipped, " in result.output
     folder = raw / "Dataset012_CovidMedSeg"
     image = load(folder / "imagesTr" / "medseg_tr_slice001_0000.nii.gz")
     assert image.shape == (16, 16, 1)

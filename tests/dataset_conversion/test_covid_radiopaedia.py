@@ -86,6 +86,13 @@ def test_nnunet_takes_the_right_axis_for_the_slices(source: Path, raw: Path, unc
     assert {tuple(load(path).header.get_zooms()) for path in (thick / "imagesTr").iterdir()} == {(0.75, 4.5, 5.0)}
 
 
+def test_slices_of_a_test_subject(source: Path, raw: Path, unchecked: None) -> None:
+    look = Look(slices=True, orientation=Orientation.LUNGS)
+    folder = covid_radiopaedia.convert(source, 701, look=look, test_subjects=["radiopaedia_2"], options=ONE)
+    roles = CaseTable.read(folder / "cases.csv").frame.groupby("subject_id")["role"].unique()
+    assert roles.map(list).to_dict() == {"radiopaedia_1": ["labelled"], "radiopaedia_2": ["test"]}
+
+
 def test_upright_by_the_lungs(tmp_path: Path, raw: Path, unchecked: None) -> None:
     one, source = chest(1), tmp_path / "source"
     for name, array in (("rp_im", one.image), ("rp_msk", one.findings), ("rp_lung_msk", one.lungs)):

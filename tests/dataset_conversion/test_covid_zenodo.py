@@ -112,6 +112,12 @@ def test_images_and_masks_without_each_other(source: Path, raw: Path, unchecked:
     assert found.loc[str(source / "Lung_Mask" / "coronacases_003.nii.gz"), "status"] == "left out"
 
 
+def test_two_series_of_a_test_subject(source: Path, raw: Path, unchecked: None) -> None:
+    folder = covid_zenodo.convert(source, 701, test_subjects=["radiopaedia_10"], options=ONE)
+    table = CaseTable.read(folder / "cases.csv")
+    assert (table.case_ids(Role.LABELLED), table.case_ids(Role.TEST)) == ([NAMES[0]], list(NAMES[1:]))
+
+
 def test_what_cannot_be_asked_for(source: Path, raw: Path) -> None:
     with pytest.raises(DatasetError, match="--classes ggo: these masks do not tell ground glass from consolidation"):
         covid_zenodo.convert(source, 701, look=Look(classes=Classes.GGO), options=ONE)
@@ -125,4 +131,5 @@ def test_command(source: Path, raw: Path, unchecked: None) -> None:
     arguments = ["convert", "covid-zenodo", "-i", str(source), "-d", "12", "--slices", "--keep-window"]
     result = CliRunner().invoke(app, [*arguments, "--classes", "lung-infection", "--strict", "--folds", "2"])
     assert result.exit_code == 0, result.output
+    assert " converted, 0 skipped, " in result.output
     assert len(pd.read_csv(raw / "Dataset012_CovidZenodo" / "cases.csv")) == 15

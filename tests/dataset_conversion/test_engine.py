@@ -17,7 +17,6 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.raw_dataset import RawDataset
 from nnunet_qa.dataset_conversion.engine import (
     DONE,
-    REPORT,
     Case,
     LeftOut,
     Options,
@@ -26,6 +25,7 @@ from nnunet_qa.dataset_conversion.engine import (
     convert,
     safe_name,
 )
+from nnunet_qa.dataset_conversion.report import REPORT, summary
 from nnunet_qa.errors import DatasetError, DependencyError, ImageError, StorageError
 from tests.phantom import tree
 
@@ -106,7 +106,8 @@ def test_a_bad_unit_stops_no_other_and_leaves_nothing(
     report = pd.read_csv(folder / REPORT, keep_default_na=False).set_index("name")
     assert report.loc["S2"].to_dict() == {"status": "skipped", "cases": 0, "reason": "S2: is damaged"}
     assert report.loc["S3", "reason"] == "ZeroDivisionError: a reader's own error"
-    assert f"2 skipped, 2 left out; see {folder / REPORT}" in caplog.text
+    assert summary(folder) == f"2 converted, 2 skipped, 2 left out; see {folder / REPORT}"
+    assert "S2: skipped: S2: is damaged" in caplog.text
     # mended, the next run converts it
     run([*units_of("S1", "S2"), *units_of("S3", odd=True), *units_of("S4")])
     assert ids(folder, "imagesTr") == ["S1_0", "S1_1", "S2_0", "S2_1", "S4_0", "S4_1"]

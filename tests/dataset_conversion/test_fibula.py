@@ -343,6 +343,22 @@ def test_damaged_series_say_why(tmp_path: Path, scan: LegScan) -> None:
     assert "symbolic link" in reason("linked")
 
 
+def test_slices_that_unpack_to_far_more_than_they_weigh(tmp_path: Path, scan: LegScan) -> None:
+    from pydicom import dcmread
+    from pydicom.uid import RLELossless
+
+    paths = write_dicom_series(tmp_path / "p1", scan.image[:5], scan.geometry, np.random.default_rng(0))
+    for path in paths:
+        dataset = dcmread(path)
+        dataset.compress(RLELossless)
+        dataset.save_as(path)
+    np.testing.assert_array_equal(cases(tmp_path, **WHOLE)["p1"].images[0], scan.image[:5])
+    for path in paths:
+        _edit(path, Rows=30000, Columns=30000)
+    with pytest.raises(ImageError, match=r"p1/.* and the other slices of its series: unpacks to 9000000000 bytes"):
+        cases(tmp_path, **WHOLE)
+
+
 def test_oddities_that_do_no_harm_are_noted(tmp_path: Path, scan: LegScan) -> None:
     paths = write_dicom_series(tmp_path / "p1", scan.image, scan.geometry, np.random.default_rng(0))
     _again(tmp_path / "p1" / "scout", scan, series=1)

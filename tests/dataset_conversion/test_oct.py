@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from nnunet_qa.data.phantoms import SubjectLook, draw_bscan
-from nnunet_qa.dataset_conversion.oct import PLACE, Framing, chosen_subjects, parse_size, restore, scale_of
+from nnunet_qa.dataset_conversion.oct import PLACE, Framing, parse_size, restore, scale_of
 from nnunet_qa.errors import CaseTableError, DatasetError, ImageError
 
 
@@ -156,13 +156,3 @@ def test_scales(pixels: np.ndarray, scale: float) -> None:
 def test_intensities_that_fit_no_scale(pixels: np.ndarray) -> None:
     with pytest.raises(ImageError, match="x: intensities from"):
         scale_of(pixels, "x")
-
-
-def test_test_subjects() -> None:
-    known = ["S01", "S02", "S03"]
-    assert chosen_subjects(["s01,S02"], known) == chosen_subjects(["S01", "S02"], known) == {"S01", "S02"}
-    assert chosen_subjects([], known) == set()
-    with pytest.raises(DatasetError, match='no subject "S04"'):
-        chosen_subjects(["S04"], known)
-    with pytest.raises(DatasetError, match="names every subject"):
-        chosen_subjects(["S01,S02,S03"], known)

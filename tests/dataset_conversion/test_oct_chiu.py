@@ -21,8 +21,9 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.retina import default_crop_rows
 from nnunet_qa.dataset_conversion import oct_chiu
-from nnunet_qa.dataset_conversion.engine import DONE, REPORT, Options
+from nnunet_qa.dataset_conversion.engine import DONE, Options
 from nnunet_qa.dataset_conversion.oct import Framing, restore
+from nnunet_qa.dataset_conversion.report import REPORT
 from nnunet_qa.errors import DatasetError
 from tests.dataset_conversion.conftest import contents
 from tests.phantom import tree
@@ -346,6 +347,7 @@ def test_command(chiu_source: Path, raw: Path, unchecked: None) -> None:
     more = ["--name", "Mine", "-np", "1", "--folds", "2", "--keep-padding"]
     result = CliRunner().invoke(app, ["convert", "oct-chiu", "-i", str(chiu_source), "-d", "33", *options, *more])
     assert result.exit_code == 0, result.output
+    assert " converted, 0 skipped, " in result.output
     folder = raw / "Dataset033_Mine"
     record = json.loads((folder / "conversion.json").read_text())["settings"]
     assert record["size"] == [32, 48]

@@ -15,8 +15,9 @@ from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.phantoms import write_ocsc
 from nnunet_qa.dataset_conversion import oct_ocsc
-from nnunet_qa.dataset_conversion.engine import DONE, REPORT, Options
+from nnunet_qa.dataset_conversion.engine import DONE, Options
 from nnunet_qa.dataset_conversion.oct import Framing
+from nnunet_qa.dataset_conversion.report import REPORT
 from nnunet_qa.errors import DatasetError
 from tests.phantom import tree
 
@@ -265,6 +266,7 @@ def test_command(ocsc_source: Path, raw: Path, unchecked: None) -> None:
     ]
     result = CliRunner().invoke(app, [*arguments, *more])
     assert result.exit_code == 0, result.output
+    assert " converted, 0 skipped, " in result.output
     folder = raw / "Dataset040_Mine"
     record = json.loads((folder / "conversion.json").read_text())["settings"]
     assert record["grader"] == "G1"

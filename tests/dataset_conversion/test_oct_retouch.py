@@ -17,9 +17,10 @@ from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.data.retouch_phantom import write_retouch, write_scan
 from nnunet_qa.dataset_conversion import oct_retouch
-from nnunet_qa.dataset_conversion.engine import DONE, REPORT, Options
+from nnunet_qa.dataset_conversion.engine import DONE, Options
 from nnunet_qa.dataset_conversion.oct import PLACE, Framing
 from nnunet_qa.dataset_conversion.oct_retouch import FLUIDS, Mode, find_scans
+from nnunet_qa.dataset_conversion.report import REPORT
 from nnunet_qa.errors import DatasetError
 from tests.phantom import tree
 

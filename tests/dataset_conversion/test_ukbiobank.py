@@ -256,6 +256,21 @@ def test_frames_and_subjects_can_be_chosen(tmp_path: Path, raw: Path, cine: Cine
     assert cases(folder)["phase"].value_counts().to_dict() == {"ED": 3, "ES": 3}
 
 
+def test_subjects_for_testing(tmp_path: Path, raw: Path, cine: Cine) -> None:
+    for eid in ("1", "2", "3"):
+        write_nifti(tmp_path / "nii", eid, cine, annotated="none" if eid == "3" else "ed_es")
+    folder = convert(tmp_path / "nii", 131, test_subjects=["2,3"])
+    roles = cases(folder).groupby("subject_id")["role"].value_counts().to_dict()
+    assert roles == {("1", "labelled"): 2, ("1", "unlabelled"): 2, ("2", "test"): 2}
+    assert len(list((folder / "labelsTs").iterdir())) == 2
+    assert '2_sa: 2 frames,left out,0,"are not annotated, of a subject for testing"' in report(folder)
+    assert "3_sa: 4 frames,left out" in report(folder)
+    with pytest.raises(DatasetError, match=r"other settings \(test_subjects\)"):
+        convert(tmp_path / "nii", 131)
+    with pytest.raises(DatasetError, match='no subject "9"'):
+        convert(tmp_path / "nii", 131, test_subjects=["9"])
+
+
 def test_nothing_is_lost_silently(tmp_path: Path, raw: Path, cine: Cine) -> None:
     source = tmp_path / "z"
     zipped = write_ukbiobank_zip(source, "1", cine, np.random.default_rng(0))

@@ -178,6 +178,19 @@ def test_series_that_are_no_stack(tmp_path: Path, edit: Edit, reason: str) -> No
     assert str(path) in str(error.value)
 
 
+def test_images_of_a_zip_have_a_budget_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "1.zip")
+    monkeypatch.setattr(ukbiobank_zip, "_check_entries", lambda *_: None)  # headers and pixels weigh more than pixels
+    monkeypatch.setattr(ukbiobank_zip, "MAX_TOTAL", PIXELS.nbytes)
+    stack_of(path)
+    monkeypatch.setattr(ukbiobank_zip, "MAX_TOTAL", PIXELS.nbytes - 1)
+    with pytest.raises(DatasetError, match=r"its images unpack to more than 2015 bytes"):
+        stack_of(path)
+    monkeypatch.setattr(ukbiobank_zip, "MAX_FILE", PIXELS[0, 0].nbytes - 1)
+    with pytest.raises(ImageError, match=r"8 × 7 pixels \(a bomb"):
+        stack_of(path)
+
+
 def archive(path: Path, name: str, content: bytes, mode: int = 0) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
         entry = zipfile.ZipInfo(name)
