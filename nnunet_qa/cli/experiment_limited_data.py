@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from nnunet_qa.cli.device import Device, chosen_device
-from nnunet_qa.cli.experiment_parts import check_settings, parsed_names, parsed_seeds, run_cells, show
+from nnunet_qa.cli.experiment_options import BudgetName, Configuration, Jobs, Output, ReportOnly, Seeds, Source
+from nnunet_qa.cli.experiment_parts import carry_out
+from nnunet_qa.cli.options import DeviceOption, StartAnew
 from nnunet_qa.errors import SelectionError
 
 
 def limited_data(
-    dataset: str = typer.Option(..., "-d", help="Raw dataset with every case annotated and a cases.csv."),
-    output: Path = typer.Option(..., "-o", help="Folder of the experiment; run again to go on."),
-    configuration: str = typer.Option("2d", "-c", help="2d or 3d_fullres."),
-    budget: str = typer.Option("cpu", "--budget", help="cpu, gpu, or a YAML file with a budget."),
-    seeds: str = typer.Option("0,1,2", "--seeds", help="Draws, with commas between them; may be extended later."),
+    dataset: Source,
+    output: Output,
+    configuration: Configuration = "2d",
+    budget: BudgetName = "cpu",
+    seeds: Seeds = "0,1,2",
     sizes: str = typer.Option("1,2,3,5,10,all", "--sizes", help="Annotated patients; may be extended later."),
     groups: str = typer.Option(
         "seg,pretrained,interactive,both,semi", "--groups", help="What is compared; paper is the sixth, 2d only."
@@ -25,10 +24,10 @@ def limited_data(
     pretraining: int = typer.Option(2, "--pretraining", min=1, help="Steps of the restoration, in those of a model."),
     test_folds: int = typer.Option(3, "--test-folds", min=2, help="Seed s tests fold s of so many folds of patients."),
     validation_subjects: int = typer.Option(1, "--validation-subjects", min=1, help="Patients for validation."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
-    jobs: int = typer.Option(1, "--jobs", "-np", min=1, help="Processes of each command."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
-    report_only: bool = typer.Option(False, "--report-only", help="Write tables and figures of what is done."),
+    device: DeviceOption = None,
+    jobs: Jobs = 1,
+    overwrite: StartAnew = False,
+    report_only: ReportOnly = False,
 ) -> None:
     """Dice against annotated patients: alone, pretrained, interactive, both, and QAsemiTrainer (paper 004).
 
@@ -36,37 +35,32 @@ def limited_data(
 
     Example: `nnunet-qa experiment limited-data -d 114 -o mandible --sizes 1,2,3 --groups seg,interactive`
     """
-    from nnunet_qa.data.paths import raw_dataset_folder
-    from nnunet_qa.environment import set_up
     from nnunet_qa.experiments.budget import Budget
     from nnunet_qa.experiments.limited_data import LimitedDataExperiment, Protocol
     from nnunet_qa.experiments.limited_data_report import write_report
 
-    if report_only and overwrite:
-        raise SelectionError("--overwrite deletes what --report-only reports; give one of them")
-    set_up()
-    experiment = LimitedDataExperiment(
-        source=raw_dataset_folder(dataset).absolute(),
-        folder=output.absolute(),
-        protocol=Protocol(
-            configuration=configuration,
-            budget=Budget.named(budget),
-            sizes=parsed_sizes(sizes),
-            pretraining=pretraining,
-            clicks=clicks,
-            test_folds=test_folds,
-            validation_subjects=validation_subjects,
-        ),
-        device=chosen_device(device).type,
-        jobs=jobs,
+    protocol = Protocol(
+        configuration=configuration,
+        budget=Budget.named(budget),
+        sizes=parsed_sizes(sizes),
+        pretraining=pretraining,
+        clicks=clicks,
+        test_folds=test_folds,
+        validation_subjects=validation_subjects,
     )
-    if report_only:
-        check_settings(experiment.runner)
-    else:
-        wanted, draws = experiment.arms_of(parsed_names(groups) or []), parsed_seeds(seeds)
-        experiment.check(draws, wanted)
-        run_cells(experiment.runner, wanted, draws, overwrite=overwrite)
-    show(write_report(experiment))
+    carry_out(
+        LimitedDataExperiment,
+        protocol,
+        write_report,
+        dataset=dataset,
+        output=output,
+        arms=groups,
+        seeds=seeds,
+        device=device,
+        jobs=jobs,
+        overwrite=overwrite,
+        report_only=report_only,
+    )
 
 
 def parsed_sizes(text: str) -> tuple[int | str, ...]:

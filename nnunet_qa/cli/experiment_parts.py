@@ -1,16 +1,62 @@
-"""What the experiments' commands share: names and seeds as they are typed, running cells, showing a report."""
+"""What the experiments' commands do once their protocol is known: find the data, run the cells, show the report."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
+from nnunet_qa.cli.device import Device, chosen_device
 from nnunet_qa.errors import SelectionError
 
 if TYPE_CHECKING:
+    from nnunet_qa.experiments.experiment import BaseProtocol, Experiment
     from nnunet_qa.experiments.runner import Runner
+
+    E = TypeVar("E", bound=Experiment[Any])
+
+
+def carry_out(
+    kind: type[E],
+    protocol: BaseProtocol,
+    write_report: Callable[[E], Path],
+    *,
+    dataset: str,
+    output: Path,
+    arms: str,
+    seeds: str,
+    device: Device | None,
+    jobs: int,
+    overwrite: bool,
+    report_only: bool,
+) -> None:
+    """Run an experiment of a kind and show its report; but for the first three these are options as they are typed.
+
+    Raises:
+        NnunetQAError: an option, the dataset or the settings of an earlier run do not fit.
+    """
+    from nnunet_qa.data.paths import raw_dataset_folder
+    from nnunet_qa.environment import set_up
+
+    if report_only and overwrite:
+        raise SelectionError("--overwrite deletes what --report-only reports; give one of them")
+    set_up()
+    experiment = kind(
+        source=raw_dataset_folder(dataset).absolute(),
+        folder=output.absolute(),
+        protocol=protocol,
+        device=chosen_device(device).type,
+        jobs=jobs,
+    )
+    if report_only:
+        check_settings(experiment.runner)
+    else:
+        wanted, draws = experiment.wanted(parsed_names(arms)), parsed_seeds(seeds)
+        experiment.check(draws, wanted)
+        run_cells(experiment.runner, wanted, draws, overwrite=overwrite)
+    show(write_report(experiment))
 
 
 def run_cells(runner: Runner, arms: list[str] | None, seeds: list[int], *, overwrite: bool) -> None:

@@ -120,6 +120,12 @@ class Holdout:
     budget: Budget
     jobs: int = 1
 
+    def with_everything(self) -> Holdout:
+        """The same parts beside this one's, but with the labels of the unlabelled cases."""
+        pool = tuple(sorted((*self.parts.pool, *self.parts.unlabelled)))
+        folder = self.folder.with_name(f"{self.folder.name}_everything")
+        return replace(self, folder=folder, parts=replace(self.parts, pool=pool, unlabelled=()))
+
     @property
     def raw(self) -> Path:
         """The raw dataset of this seed."""

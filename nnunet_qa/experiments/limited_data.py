@@ -7,21 +7,16 @@ plans come from the images of all training patients, as if nnU-Net had planned a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable, Role
-from nnunet_qa.errors import DatasetError, SelectionError, nearest
-from nnunet_qa.experiments.budget import Budget
-from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
+from nnunet_qa.errors import SelectionError, nearest
+from nnunet_qa.experiments.experiment import BaseProtocol, Experiment
 from nnunet_qa.experiments.limited_data_cells import annotation_cost, simulated_dice, tested_dice
-from nnunet_qa.experiments.runner import Arm, Cell, Runner
+from nnunet_qa.experiments.runner import Arm, Cell
 from nnunet_qa.experiments.training import Training
 from nnunet_qa.files import write_csv
 
@@ -51,30 +46,22 @@ _PLAIN: Mapping[str, Any] = {"pool": {"enabled": False}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What the experiment does, apart from where.
+class Protocol(BaseProtocol):
+    """What the experiment does, apart from where; of the two stages of the budget only the first is used.
 
     Attributes:
-        configuration: `2d`, `3d_fullres`, …
-        budget: size of the trainings; of its two stages only the first is used.
         sizes: numbers of annotated patients, or `ALL`.
         pretraining: how many stages of the budget the restoration trains.
         clicks: most clicks that are simulated on a test case (on a slice of it in 2D).
         qa_loss: settings of the QA loss of `SEMI`.
         interaction: settings of the section `interaction` of qa.yaml.
-        test_folds: see `part_subjects`.
-        validation_subjects: see `part_subjects`.
     """
 
-    configuration: str = "2d"
-    budget: Budget
     sizes: tuple[int | str, ...] = (1, 2, 3, 5, 10, ALL)
     pretraining: int = 2
     clicks: int = 5
     qa_loss: Mapping[str, Any] = field(default_factory=dict)
     interaction: Mapping[str, Any] = field(default_factory=dict)
-    test_folds: int = 3
-    validation_subjects: int = 1
 
     def settings(self) -> dict[str, Any]:
         """What determines the results, as JSON; sizes may be added later."""
@@ -97,28 +84,10 @@ def arm_name(group: str, size: int | str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LimitedDataExperiment:
-    """The experiment on one dataset.
+class LimitedDataExperiment(Experiment[Protocol]):
+    """The experiment on one dataset."""
 
-    Attributes:
-        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
-        folder: holds everything that the experiment writes.
-        protocol: what is done.
-        device: `cpu`, `cuda` or `mps`.
-        jobs: processes of each command.
-    """
-
-    source: Path
-    folder: Path
-    protocol: Protocol
-    device: str = "cpu"
-    jobs: int = 1
-
-    @cached_property
-    def runner(self) -> Runner:
-        """The runner with all arms."""
-        settings = {"experiment": "limited-data", "source": self.source, **self.protocol.settings()}
-        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
+    name: ClassVar[str] = "limited-data"
 
     def _arms(self) -> list[Arm]:
         arms = [Arm(RESTORATION, self._restoration, (), "Restoration, no label")]
@@ -139,12 +108,16 @@ class LimitedDataExperiment:
             return size not in (1, ALL)
         return group != PAPER or self.protocol.configuration == "2d"
 
-    def arms_of(self, groups: list[str]) -> list[str]:
+    def wanted(self, names: list[str] | None) -> list[str]:
         """Names of the arms of some groups, of all sizes.
+
+        Args:
+            names: names of groups.
 
         Raises:
             SelectionError: there is no such group, or none for this configuration and these sizes.
         """
+        groups = names or []
         for group in groups:
             if group not in GROUPS:
                 raise SelectionError(f'unknown group "{group}"{nearest(group, GROUPS)}; groups are {", ".join(GROUPS)}')
@@ -156,7 +129,7 @@ class LimitedDataExperiment:
             )
         return known
 
-    def check(self, seeds: list[int], arms: list[str] | None = None) -> None:
+    def check(self, seeds: Sequence[int], arms: Sequence[str] | None = None) -> None:
         """Refuse, before anything is written, what could not be run to its end.
 
         Args:
@@ -183,25 +156,6 @@ class LimitedDataExperiment:
                         "folds or the validation subjects"
                     )
 
-    def holdout(self, seed: int) -> Holdout:
-        """The parts of one draw; nothing is written."""
-        protocol, folder = self.protocol, self.folder / "holdout" / f"seed_{seed}"
-        return Holdout(self.source, folder, self._parts(seed), protocol.configuration, protocol.budget, self.jobs)
-
-    def _parts(self, seed: int) -> Parts:
-        subjects = self._subjects()
-        protocol = self.protocol
-        return part_subjects(
-            subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
-        )
-
-    def _subjects(self) -> dict[str, str]:
-        table = CaseTable.read(self.source / CASES)
-        annotated = set(table.case_ids(Role.LABELLED))
-        if not annotated:
-            raise DatasetError(f"{self.source / CASES}: no case is labelled; the experiment needs annotated cases")
-        return {case: subject for case, subject in table.subjects().items() if case in annotated}
-
     def patients(self, seed: int) -> list[str]:
         """The training patients of a draw in the order in which they are annotated."""
         subjects = self._subjects()
@@ -226,15 +180,7 @@ class LimitedDataExperiment:
             settings = {"qa_loss": dict(self.protocol.qa_loss)}
         elif group in (PAPER, RESTORATION):  # with the learning rate of their own loss and optimiser
             holdout = replace(holdout, budget=holdout.budget.model_copy(update={"initial_lr": None}))
-        return Training(
-            cell=cell,
-            holdout=holdout,
-            trainer=TRAINERS.get(group, "QAsemiTrainer"),
-            plans=holdout.plans,
-            device=self.device,
-            jobs=self.jobs,
-            settings=settings,
-        )
+        return self._training_on(cell, holdout, TRAINERS.get(group, "QAsemiTrainer"), settings)
 
     def restoration(self, seed: int) -> Training:
         """The pretraining of a draw."""

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from nnunet_qa.data.checkpoint import read_content
-from nnunet_qa.errors import SelectionError
 from nnunet_qa.evaluation.paired import compare
 from nnunet_qa.experiments.limited_data import (
     BASELINE,
@@ -23,10 +22,10 @@ from nnunet_qa.experiments.limited_data import (
     RESTORATION,
     LimitedDataExperiment,
 )
-from nnunet_qa.experiments.report_parts import draws_text, machines_table
+from nnunet_qa.experiments.report_parts import done_cells, draws_text, machines_table, write_page
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
-from nnunet_qa.files import make_folder, write_csv, write_text
+from nnunet_qa.files import make_folder, write_csv
 from nnunet_qa.reports.limited_data_figures import clicks_picture, convergence_picture, patients_picture
 
 PAPER_DICE = {
@@ -49,9 +48,7 @@ def write_report(experiment: LimitedDataExperiment) -> Path:
         SelectionError: no model of the groups is done.
         ModelError: a checkpoint cannot be read.
     """
-    cells = [cell for cell in experiment.runner.done() if cell.arm != RESTORATION]
-    if not cells:
-        raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
+    cells = done_cells(experiment.runner, without=(RESTORATION,))
     folder = make_folder(experiment.folder / "report")
     dice = pd.concat([_dice(cell) for cell in cells], ignore_index=True)
     write_csv(folder / "per_case.csv", dice.round(6))
@@ -77,9 +74,7 @@ def write_report(experiment: LimitedDataExperiment) -> Path:
         "## What ran where",
         machines_table(experiment.runner.done()),
     ]
-    path = folder / "README.md"
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
-    return path
+    return write_page(folder, parts)
 
 
 def _dice(cell: Cell) -> pd.DataFrame:

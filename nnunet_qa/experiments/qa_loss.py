@@ -6,58 +6,44 @@ network and number of steps, and is tested on subjects that nobody has seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import yaml
 
-from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.errors import DatasetError
-from nnunet_qa.evaluation.per_image import evaluate_images
-from nnunet_qa.experiments.budget import Budget
-from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
-from nnunet_qa.experiments.runner import Arm, Cell, Runner
+from nnunet_qa.experiments.experiment import BaseProtocol, Experiment, write_metrics
+from nnunet_qa.experiments.holdout import Holdout, Parts
+from nnunet_qa.experiments.runner import Arm, Cell
 from nnunet_qa.experiments.training import Training
-from nnunet_qa.files import write_csv
 from nnunet_qa.quality.codes import CodeThresholds
 from nnunet_qa.quality.discriminator_file import FILE_NAME
 
 SUPERVISED, QA, FULL = "supervised", "qa_loss", "full"
-METRICS = "test_images.csv"
 _PLAIN: Mapping[str, Any] = {"head_weights": "all", "pool": {"enabled": False}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What the experiment does, apart from where.
+class Protocol(BaseProtocol):
+    """What the experiment does, apart from where; of the two stages of the budget only the first is used.
 
     Attributes:
-        configuration: `2d`, `3d_fullres`, …
-        budget: size of the trainings; of its two stages only the first is used.
         labelled: annotated cases, drawn with the seed, of as many subjects as possible.
         thresholds: Dice of each quality code.
         weight: of the QA loss, the consistency and the cross pseudo supervision alike.
         start: part of the epochs before pool images take part, in every arm that uses them.
         ramp_up: part of the epochs over which the weight then grows.
-        test_folds: see `part_subjects`.
-        validation_subjects: see `part_subjects`.
         simulation: settings of the discriminator that the QA arms fit, as in `qa_loss.simulation` of `qa.yaml`.
     """
 
-    configuration: str = "2d"
-    budget: Budget
     labelled: int = 6
     thresholds: CodeThresholds = field(default_factory=CodeThresholds)
     weight: float = 0.1
     start: float = 0.4
     ramp_up: float = 0.2
-    test_folds: int = 3
-    validation_subjects: int = 1
     simulation: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
@@ -67,28 +53,10 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QALossExperiment:
-    """The experiment on one dataset.
+class QALossExperiment(Experiment[Protocol]):
+    """The experiment on one dataset."""
 
-    Attributes:
-        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
-        folder: holds everything that the experiment writes.
-        protocol: what is done.
-        device: `cpu`, `cuda` or `mps`.
-        jobs: processes of each command.
-    """
-
-    source: Path
-    folder: Path
-    protocol: Protocol
-    device: str = "cpu"
-    jobs: int = 1
-
-    @cached_property
-    def runner(self) -> Runner:
-        """The runner with all arms."""
-        settings = {"experiment": "qa-loss", "source": self.source, **self.protocol.settings()}
-        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
+    name: ClassVar[str] = "qa-loss"
 
     def _arms(self) -> list[Arm]:
         weight = self._weight()
@@ -141,7 +109,7 @@ class QALossExperiment:
         qa = {**settings, "simulation": dict(protocol.simulation), **more}
         return {"head_weights": "all", "scoring": {"every_epoch": True, "final": False}, "qa_loss": qa}
 
-    def check(self, seeds: list[int], arms: list[str] | None = None) -> None:
+    def check(self, seeds: Sequence[int], arms: Sequence[str] | None = None) -> None:
         """Refuse, before anything is written, what could not be run to its end.
 
         Args:
@@ -163,23 +131,13 @@ class QALossExperiment:
             seed: which draw.
             everything: with the labels of the unlabelled cases, for the arm that shows what could be reached.
         """
-        parts, name = self._parts(seed), f"seed_{seed}"
-        if everything:
-            parts = replace(parts, pool=tuple(sorted((*parts.pool, *parts.unlabelled))), unlabelled=())
-            name = f"{name}_everything"
-        protocol, folder = self.protocol, self.folder / "holdout" / name
-        return Holdout(self.source, folder, parts, protocol.configuration, protocol.budget, self.jobs)
+        holdout = super().holdout(seed)
+        return holdout.with_everything() if everything else holdout
 
     def _parts(self, seed: int) -> Parts:
-        table = CaseTable.read(self.source / CASES)
-        annotated = set(table.case_ids(Role.LABELLED))
-        if not annotated:
-            raise DatasetError(f"{self.source / CASES}: no case is labelled; the experiment needs annotated cases")
-        subjects = {case: subject for case, subject in table.subjects().items() if case in annotated}
-        protocol = self.protocol
-        parts = part_subjects(
-            subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
-        ).with_labelled(protocol.labelled, subjects, np.random.default_rng(seed))
+        subjects = self._subjects()
+        rng = np.random.default_rng(seed)
+        parts = super()._parts(seed).with_labelled(self.protocol.labelled, subjects, rng)
         if len({subjects[case] for case in parts.pool}) < 2:
             raise DatasetError(
                 f"{self.source}: the labelled cases are of one subject; a discriminator needs two. Label more, or "
@@ -195,15 +153,7 @@ class QALossExperiment:
     def training(self, cell: Cell, trainer: str, settings: Mapping[str, Any]) -> Training:
         """The model of a cell."""
         holdout = self.holdout(cell.seed, everything=cell.arm == FULL)
-        return Training(
-            cell=cell,
-            holdout=holdout,
-            trainer=trainer,
-            plans=holdout.plans,
-            device=self.device,
-            jobs=self.jobs,
-            settings=settings,
-        )
+        return self._training_on(cell, holdout, trainer, settings)
 
     def model_of(self, cell: Cell) -> Path:
         """Model folder of a cell that is done."""
@@ -215,9 +165,6 @@ class QALossExperiment:
         holdout.prepare()
         training.train(holdout.parts.pool, stages=1)
         training.score("imagesTs")
-        cases, truths = holdout.parts.test, holdout.raw / "labelsTs"
-        truth = evaluate_images(cell.folder / "imagesTs", truths, cases, holdout.dataset_json)
-        truth.insert(1, "subject_id", truth["case_id"].map(holdout.cases.subjects()))
-        write_csv(cell.folder / METRICS, truth)
+        write_metrics(cell, holdout, holdout.parts.test)
         parts = {name: len(getattr(holdout.parts, name)) for name in ("pool", "unlabelled", "validation", "test")}
         return {"trainer": trainer, "plans": training.plans, "settings": yaml.safe_dump(dict(settings)), **parts}

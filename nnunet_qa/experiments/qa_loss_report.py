@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nnunet_qa.data.checkpoint import read_content
-from nnunet_qa.errors import SelectionError
-from nnunet_qa.experiments.holdout import Holdout
-from nnunet_qa.experiments.qa_loss import FULL, METRICS, QA, SUPERVISED, QALossExperiment
+from nnunet_qa.experiments.qa_loss import FULL, QA, SUPERVISED, QALossExperiment
 from nnunet_qa.experiments.qa_loss_codes import codes_of_cases, codes_section
 from nnunet_qa.experiments.qa_loss_discriminators import discriminator_section, judged_arms
 from nnunet_qa.experiments.report_parts import (
+    arm_panel,
+    arm_titles,
+    class_dice,
     compare_dice,
     comparison_table,
+    done_cells,
     draws_text,
-    error_panel,
+    fullest_draw,
     image_means,
     images_of,
     machines_table,
     ranked_cases,
+    write_page,
+    write_tables,
 )
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
-from nnunet_qa.files import make_folder, write_csv, write_text
+from nnunet_qa.files import make_folder, write_csv
 from nnunet_qa.reports.qa_loss_figures import qa_loss_picture
-from nnunet_qa.reports.segmentation_figures import ErrorPanel, arms_picture, errors_picture
+from nnunet_qa.reports.segmentation_figures import arms_picture, errors_picture
 
 _LOGGED = {"qa_loss": "qa_loss", "dice": "ema_fg_dice", "disagreement": "disagreement_pool"}
 _EPOCH = re.compile(r": Epoch (\d+)\s*$")
@@ -48,15 +51,9 @@ def write_report(experiment: QALossExperiment) -> Path:
         SelectionError: no cell is done.
         ModelError: a discriminator or checkpoint cannot be read.
     """
-    cells = experiment.runner.done()
-    if not cells:
-        raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
+    cells, titles = done_cells(experiment.runner), arm_titles(experiment.runner)
     folder = make_folder(experiment.folder / "report")
-    titles = {arm.name: arm.title for arm in experiment.runner.arms}
-    images = pd.concat([images_of(cell, METRICS) for cell in cells], ignore_index=True)
-    results = pd.DataFrame([_result(cell, images_of(cell, METRICS)) for cell in cells])
-    write_csv(folder / "per_image.csv", images.round(6))
-    write_csv(folder / "results.csv", results.round(6))
+    images, results = write_tables(folder, cells, _result)
     arms_picture(folder / "arms.png", results.assign(arm=results["arm"].map(titles)), heading="Test Dice by arm")
     codes = codes_of_cases(images, experiment.protocol.thresholds)
     write_csv(folder / "codes.csv", codes.round(6))
@@ -79,9 +76,7 @@ def write_report(experiment: QALossExperiment) -> Path:
         "## What ran where",
         machines_table(cells),
     ]
-    path = folder / "README.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+    return write_page(folder, parts)
 
 
 def _settings(experiment: QALossExperiment) -> str:
@@ -98,7 +93,6 @@ def _settings(experiment: QALossExperiment) -> str:
 def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
     """One row: how many cases the arm had, the means over the classes, and the Dice of each class."""
     record = cell.result()
-    classes = images.groupby("class", sort=False)["dice"].mean() if images["class"].nunique() > 1 else pd.Series()
     return {
         "arm": cell.arm,
         "seed": cell.seed,
@@ -107,7 +101,7 @@ def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
         "test": record["test"],
         "seconds": record["seconds"],
         **image_means(images),
-        **{f"dice_{name}": dice for name, dice in classes.items()},
+        **class_dice(images),
     }
 
 
@@ -207,12 +201,9 @@ def _examples(
     folder: Path, experiment: QALossExperiment, cells: Sequence[Cell], titles: Mapping[str, str]
 ) -> list[str]:
     """The same test cases as each arm of one draw segments them: those with best, middle and worst Dice of one arm."""
-    by_draw: dict[int, list[Cell]] = {}
-    for cell in cells:
-        by_draw.setdefault(cell.seed, []).append(cell)
-    seed, own = max(by_draw.items(), key=lambda item: (len(item[1]), -item[0]))
+    seed, own = fullest_draw(cells)
     base, holdout = own[0], experiment.holdout(seed)  # the supervised arm, where it is done
-    ranked = ranked_cases(images_of(base, METRICS))
+    ranked = ranked_cases(images_of(base))
     if ranked.empty:
         return ["No test case holds foreground."]
     places = {"best": 0, "middle": len(ranked) // 2, "worst": len(ranked) - 1}
@@ -225,15 +216,9 @@ def _examples(
     for name, group in groups.items():
         if len(group) > (name != "examples.png"):  # the QA loss alone is no variant
             panels = {
-                row: [_panel(holdout, cell, case, titles[cell.arm]) for cell in group] for row, case in shown.items()
+                row: [arm_panel(holdout, cell, case, titles[cell.arm]) for cell in group] for row, case in shown.items()
             }
             errors_picture(folder / name, panels, heading=f"draw {seed}: {', '.join(shown.values())}")
             texts.append(f"![The same test cases as segmented by each arm]({name})")
     note = f'Best, middle and worst test case with foreground of "{titles[base.arm]}" in draw {seed}.'
     return [*texts, note]
-
-
-def _panel(holdout: Holdout, cell: Cell, case: str, title: str) -> ErrorPanel:
-    images = images_of(cell, METRICS)
-    dice = float(images.loc[images["case_id"] == case, "dice"].mean())
-    return replace(error_panel(holdout, cell, case, dice), case_id=title)

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.data.paths import read_json
 from nnunet_qa.environment import FOLDERS
 from nnunet_qa.errors import DatasetError, ModelError, SelectionError
 from nnunet_qa.evaluation.per_image import evaluate_images
 from nnunet_qa.evaluation.segmentation import foreground_classes
-from nnunet_qa.experiments.budget import Budget
-from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
-from nnunet_qa.experiments.runner import Arm, Cell, Runner
+from nnunet_qa.experiments.experiment import BaseProtocol, Experiment, write_metrics
+from nnunet_qa.experiments.holdout import Holdout, Parts
+from nnunet_qa.experiments.runner import Arm, Cell
 from nnunet_qa.experiments.training import Training
-from nnunet_qa.files import write_csv, write_json
+from nnunet_qa.files import write_json
 from nnunet_qa.quality.measure import measure_cases
 from nnunet_qa.quality.roi import Roi
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
@@ -37,35 +34,26 @@ from nnunet_qa.selection.initial import initial_set, write_initial_set
 from nnunet_qa.selection.minimal import Ranking, minimal_set, q0_from_validation, write_minimal_set
 
 INITIAL, REFERENCE, TRANSFER_INITIAL, TRANSFER = "initial", "qu_net_plus_plus", "transfer_initial", "transfer"
-METRICS = "test_images.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(BaseProtocol):
     """What the experiment does, apart from where.
 
     Attributes:
-        configuration: `2d` or `3d_fullres`.
-        budget: size of the trainings.
         q0: a case of the pool with Q below it goes into S_m.
         failure_dice: Dice below which a validation case has failed, for the arm that chooses q0 by validation.
         annotated: part of the pool, in (0, 1], that may be annotated: S0 and S_m together, or at random.
         initial_size: cases in S0.
         roi: region of interest of the image quality.
-        test_folds: see `part_subjects`.
-        validation_subjects: see `part_subjects`.
         transfer_from: folder of a model trained on another modality, for the transfer arms.
     """
 
-    configuration: str = "2d"
-    budget: Budget
     q0: float = 0.9
     failure_dice: float = 0.5
     annotated: float = 0.25
     initial_size: int = 5
     roi: Roi = Roi.NONE
-    test_folds: int = 3
-    validation_subjects: int = 1
     transfer_from: Path | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -76,36 +64,20 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QUNetPlusPlusExperiment:
-    """The experiment on one dataset.
+class QUNetPlusPlusExperiment(Experiment[Protocol]):
+    """The experiment on one dataset."""
 
-    Attributes:
-        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
-        folder: holds everything that the experiment writes.
-        protocol: what is done.
-        device: `cpu`, `cuda` or `mps`.
-        jobs: processes of each command.
-    """
-
-    source: Path
-    folder: Path
-    protocol: Protocol
-    device: str = "cpu"
-    jobs: int = 1
+    name: ClassVar[str] = "qu-net-plus-plus"
     _holdouts: dict[int, Holdout] = field(default_factory=dict)
 
-    @cached_property
-    def runner(self) -> Runner:
-        """The runner with all arms."""
-        settings = {"experiment": "qu-net-plus-plus", "source": self.source, **self.protocol.settings()}
-        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
-
-    def default_arms(self) -> list[str]:
-        """All arms that can be run: those of transfer only where there is a model to start from."""
+    def wanted(self, names: list[str] | None) -> list[str]:
+        """The named arms, else all that can be run: those of transfer only where there is a model to start from."""
+        if names is not None:
+            return names
         transfer = () if self.protocol.transfer_from is not None else (TRANSFER_INITIAL, TRANSFER)
         return [arm.name for arm in self.runner.arms if arm.name not in transfer]
 
-    def check(self, arms: Sequence[str] | None, seeds: Sequence[int]) -> None:
+    def check(self, seeds: Sequence[int], arms: Sequence[str] | None = None) -> None:
         """Refuse, before anything is written, what could not be run to its end.
 
         Raises:
@@ -164,21 +136,11 @@ class QUNetPlusPlusExperiment:
     def holdout(self, seed: int) -> Holdout:
         """The parts of one seed; nothing is written."""
         if seed not in self._holdouts:
-            protocol, folder = self.protocol, self.folder / "holdout" / f"seed_{seed}"
-            found = Holdout(self.source, folder, self._parts(seed), protocol.configuration, protocol.budget, self.jobs)
-            self._holdouts[seed] = found
+            self._holdouts[seed] = super().holdout(seed)
         return self._holdouts[seed]
 
     def _parts(self, seed: int) -> Parts:
-        table = CaseTable.read(self.source / CASES)
-        annotated = set(table.case_ids(Role.LABELLED))
-        if not annotated:
-            raise DatasetError(f"{self.source / CASES}: no case is labelled; the experiment needs annotated cases")
-        subjects = {case: subject for case, subject in table.subjects().items() if case in annotated}
-        protocol = self.protocol
-        parts = part_subjects(
-            subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
-        )
+        parts, protocol = super()._parts(seed), self.protocol
         allowed = round(protocol.annotated * len(parts.pool))
         if not 1 <= protocol.initial_size < allowed:
             raise DatasetError(
@@ -347,11 +309,7 @@ class QUNetPlusPlusExperiment:
             training.predict("imagesTs")
         else:
             training.score("imagesTs")
-        truth = evaluate_images(
-            cell.folder / "imagesTs", holdout.raw / "labelsTs", holdout.parts.test, holdout.dataset_json
-        )
-        truth.insert(1, "subject_id", truth["case_id"].map(holdout.cases.subjects()))
-        write_csv(cell.folder / METRICS, truth)
+        write_metrics(cell, holdout, holdout.parts.test)
         return {
             "trainer": trainer,
             "plans": training.plans,
@@ -364,8 +322,7 @@ class QUNetPlusPlusExperiment:
         self._training(cell, trainer, plans).score("imagesTr", "--entropy")
 
     def _training(self, cell: Cell, trainer: str, plans: str) -> Training:
-        holdout = self.holdout(cell.seed)
-        return Training(cell=cell, holdout=holdout, trainer=trainer, plans=plans, device=self.device, jobs=self.jobs)
+        return self._training_on(cell, self.holdout(cell.seed), trainer, plans=plans)
 
     def model_of(self, cell: Cell) -> Path:
         """Model folder of a cell that is done."""

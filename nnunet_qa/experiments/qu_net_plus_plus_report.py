@@ -12,28 +12,31 @@ import pandas as pd
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_qa.errors import SelectionError
 from nnunet_qa.evaluation.segmentation import foreground_classes, ignore_value
 from nnunet_qa.experiments.qu_net_plus_plus import (
     INITIAL,
-    METRICS,
     REFERENCE,
     TRANSFER_INITIAL,
     QUNetPlusPlusExperiment,
 )
 from nnunet_qa.experiments.qu_net_plus_plus_choices import choices, choices_table
 from nnunet_qa.experiments.report_parts import (
+    arm_titles,
     compare_dice,
     comparison_table,
+    done_cells,
+    draws_text,
     error_panel,
     image_means,
     images_of,
     machines_table,
     ranked_cases,
+    write_page,
+    write_tables,
 )
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
-from nnunet_qa.files import make_folder, write_csv, write_text
+from nnunet_qa.files import make_folder, write_csv
 from nnunet_qa.inference.levels import level_segmentations
 from nnunet_qa.quality.table import FILE_NAME as QUALITY
 from nnunet_qa.quality.table import read_quality
@@ -59,15 +62,9 @@ def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
     Raises:
         SelectionError: no cell is done.
     """
-    cells = experiment.runner.done()
-    if not cells:
-        raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
+    cells, titles = done_cells(experiment.runner), arm_titles(experiment.runner)
     folder = make_folder(experiment.folder / "report")
-    titles = {arm.name: arm.title for arm in experiment.runner.arms}
-    images = pd.concat([images_of(cell, METRICS) for cell in cells], ignore_index=True)
-    results = pd.DataFrame([_result(cell, images_of(cell, METRICS)) for cell in cells])
-    write_csv(folder / "per_image.csv", images.round(6))
-    write_csv(folder / "results.csv", results.round(6))
+    images, results = write_tables(folder, cells, _result)
     parts = [f"# QU-net++ on {experiment.source.name}", "## Table I", _table(results, titles, experiment)]
     comparison = compare_dice(images, reference=REFERENCE, without=ONE_STAGE)
     if not comparison.empty:
@@ -78,9 +75,7 @@ def write_report(experiment: QUNetPlusPlusExperiment) -> Path:
         write_csv(folder / "choices.csv", looked_at.round(6))
         parts += ["## What was chosen", choices_table(looked_at, titles)]
     parts += ["## Figures", *_figures(experiment, folder, results, titles), "## What ran where", machines_table(cells)]
-    path = folder / "README.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+    return write_page(folder, parts)
 
 
 def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
@@ -105,7 +100,7 @@ def _table(results: pd.DataFrame, titles: dict[str, str], experiment: QUNetPlusP
     for name in (arm.name for arm in experiment.runner.arms if arm.name in set(results["arm"])):
         part = results[results["arm"] == name]
         counts = f"{part['annotated'].mean():.0f}/{part['test'].mean():.0f}"
-        draws = ", ".join(map(str, sorted(part["seed"])))
+        draws = draws_text(part["seed"])
         steps = str(stage if name in ONE_STAGE else 2 * stage)
         more = [mean_sd(part["dice_foreground"]), mean_sd(part["dice_pooled"])]
         rows.append([titles[name], counts, draws, steps, *(mean_sd(part[metric]) for metric in _PAPER), *more])
@@ -147,7 +142,7 @@ def _figures(
             picture = f"level_losses_{name.arm}.png"
             level_losses_picture(folder / picture, losses, heading=f"{titles[name.arm]}: loss of each level, training")
             texts.append(f"![Loss of each level]({picture})")
-    ranked, holdout = ranked_cases(images_of(best, METRICS)), experiment.holdout(best.seed)
+    ranked, holdout = ranked_cases(images_of(best)), experiment.holdout(best.seed)
     if not ranked.empty:
         half = max(1, min(_SHOWN, len(ranked) // 2))
         groups = {"best": ranked.head(half), "worst": ranked.tail(half)[::-1]}

@@ -2,24 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from nnunet_qa.errors import SelectionError
 from nnunet_qa.evaluation.paired import compare
 from nnunet_qa.evaluation.per_image import ALL, summarise_images
 from nnunet_qa.evaluation.segmentation import ignore_value
+from nnunet_qa.experiments.experiment import METRICS
 from nnunet_qa.experiments.holdout import Holdout
-from nnunet_qa.experiments.runner import Cell
+from nnunet_qa.experiments.runner import Cell, Runner
 from nnunet_qa.experiments.tables import markdown_table
+from nnunet_qa.files import write_csv, write_text
 from nnunet_qa.reports.segmentation_figures import ErrorPanel
 
 
-def images_of(cell: Cell, name: str) -> pd.DataFrame:
+def done_cells(runner: Runner, *, without: Collection[str] = ()) -> list[Cell]:
+    """Cells of which there is something to report.
+
+    Args:
+        runner: of the experiment.
+        without: arms that are no result by themselves.
+
+    Raises:
+        SelectionError: no cell is done.
+    """
+    cells = [cell for cell in runner.done() if cell.arm not in without]
+    if not cells:
+        raise SelectionError(f"{runner.folder}: nothing is done yet; run the experiment first")
+    return cells
+
+
+def arm_titles(runner: Runner) -> dict[str, str]:
+    """Title of each arm by its name."""
+    return {arm.name: arm.title for arm in runner.arms}
+
+
+def write_tables(
+    folder: Path, cells: Sequence[Cell], result: Callable[[Cell, pd.DataFrame], dict[str, Any]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write `per_image.csv` and `results.csv`.
+
+    Args:
+        folder: of the report.
+        cells: that are done.
+        result: the row of a cell in `results.csv`, from the cell and what `images_of` gave of it.
+
+    Returns:
+        Both tables, the images of all cells first.
+    """
+    by_cell = [images_of(cell) for cell in cells]
+    images = pd.concat(by_cell, ignore_index=True)
+    results = pd.DataFrame([result(cell, own) for cell, own in zip(cells, by_cell, strict=True)])
+    write_csv(folder / "per_image.csv", images.round(6))
+    write_csv(folder / "results.csv", results.round(6))
+    return images, results
+
+
+def write_page(folder: Path, parts: Sequence[str]) -> Path:
+    """Write `README.md` of paragraphs, without the empty ones."""
+    path = folder / "README.md"
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def images_of(cell: Cell) -> pd.DataFrame:
     """The table of a cell with one row a test image and class, with the columns `arm` and `seed` in front."""
-    table = pd.read_csv(cell.folder / name, dtype={"case_id": str, "subject_id": str})
+    table = pd.read_csv(cell.folder / METRICS, dtype={"case_id": str, "subject_id": str})
     table.insert(0, "arm", cell.arm)
     table.insert(1, "seed", cell.seed)
     return table
@@ -30,6 +84,12 @@ def image_means(images: pd.DataFrame) -> dict[str, float]:
     summary = summarise_images(images.drop(columns=["arm", "seed", "subject_id"]))
     means: dict[str, float] = summary[summary["class"] == ALL].iloc[0].drop("class").to_dict()
     return means
+
+
+def class_dice(images: pd.DataFrame) -> dict[str, float]:
+    """Mean Dice of each class of one cell, as `dice_<class>`; nothing where there is one class alone."""
+    means = images.groupby("class", sort=False)["dice"].mean()
+    return {f"dice_{name}": float(dice) for name, dice in means.items()} if len(means) > 1 else {}
 
 
 def dice_of_cases(images: pd.DataFrame) -> pd.DataFrame:
@@ -60,6 +120,14 @@ def shared_draws(seeds: Mapping[str, Collection[int]], reference: str) -> dict[t
         if arm != reference and shared:
             groups.setdefault(shared, []).append(arm)
     return groups
+
+
+def fullest_draw(cells: Sequence[Cell]) -> tuple[int, list[Cell]]:
+    """The draw with most cells, the first of several, and its cells."""
+    by_draw: dict[int, list[Cell]] = {}
+    for cell in cells:
+        by_draw.setdefault(cell.seed, []).append(cell)
+    return max(by_draw.items(), key=lambda item: (len(item[1]), -item[0]))
 
 
 def draws_text(draws: Collection[int]) -> str:
@@ -133,6 +201,13 @@ def error_panel(holdout: Holdout, cell: Cell, case: str, dice: float) -> ErrorPa
         dice=dice,
         ignore=ignore_value(holdout.dataset_json["labels"]),
     )
+
+
+def arm_panel(holdout: Holdout, cell: Cell, case: str, title: str) -> ErrorPanel:
+    """As `error_panel`, with the title of the arm in place of the case, for arms side by side."""
+    images = images_of(cell)
+    dice = float(images.loc[images["case_id"] == case, "dice"].mean())
+    return replace(error_panel(holdout, cell, case, dice), case_id=title)
 
 
 def machines_table(cells: Sequence[Cell]) -> str:

@@ -7,24 +7,22 @@ and number of steps. Test subjects are seen by nobody.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nnunet_qa.cases import FILE_NAME as CASES
-from nnunet_qa.cases import CaseTable, Role
+from nnunet_qa.cases import Role
 from nnunet_qa.config import Unit
 from nnunet_qa.data.images import label_values
 from nnunet_qa.data.raw_dataset import FOLDERS
 from nnunet_qa.errors import CurveError, DatasetError, SelectionError
-from nnunet_qa.evaluation.per_image import evaluate_images
-from nnunet_qa.experiments.budget import Budget
-from nnunet_qa.experiments.holdout import Holdout, Parts, part_subjects
-from nnunet_qa.experiments.runner import Arm, Cell, Runner
+from nnunet_qa.experiments.experiment import BaseProtocol, Experiment, write_metrics
+from nnunet_qa.experiments.holdout import Holdout, Parts
+from nnunet_qa.experiments.runner import Arm, Cell
 from nnunet_qa.experiments.semi_qc_cells import (
     POOL,
     TEST,
@@ -44,19 +42,17 @@ from nnunet_qa.quality.curves import LabelScheme
 FULL, HALF, RANDOM, CRF, BEST, TWO = "full", "half", "half_random", "half_random_crf", "half_best", "half_best_twice"
 BY = {Choice.Q: "half_q", Choice.CODE: "half_code", Choice.ORACLE: "half_oracle"}
 """Arms that choose by something else than the paper does."""
-METRICS, RANKING = "test_images.csv", "ranking.csv"
+RANKING = "ranking.csv"
 TRAINER = "QAsemiTrainer"
 _PLAIN: Mapping[str, Any] = {"head_weights": "all", "pool": {"enabled": False}}
 _BY = {Choice.CURVES: "curves", Choice.Q: "Q", Choice.CODE: "the discriminator's code", Choice.ORACLE: "the true Dice"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What the experiment does, apart from where.
+class Protocol(BaseProtocol):
+    """What the experiment does, apart from where; of the two stages of the budget only the first is used.
 
     Attributes:
-        configuration: `2d`, `3d_fullres`, …
-        budget: size of the trainings; of its two stages only the first is used.
         number: pool cases, or acquisitions, that join the training.
         per_subject: at most so many of one subject; None for any number.
         unit: choose single cases, or acquisitions.
@@ -67,12 +63,8 @@ class Protocol:
         fit: options of `nnunet-qa discriminator fit`, by name.
         crf_trials: settings of the CRF that are tried on validation cases.
         half: part of the subjects beside test and validation that are annotated.
-        test_folds: see `part_subjects`.
-        validation_subjects: see `part_subjects`.
     """
 
-    configuration: str = "2d"
-    budget: Budget
     number: int = 30
     per_subject: int | None = None
     unit: Unit = Unit.CASE
@@ -82,8 +74,6 @@ class Protocol:
     fit: Mapping[str, int | float] = field(default_factory=dict)
     crf_trials: int = 20
     half: float = 0.5
-    test_folds: int = 3
-    validation_subjects: int = 1
 
     def settings(self) -> dict[str, Any]:
         """What determines the results, as JSON."""
@@ -100,28 +90,10 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemiQCExperiment:
-    """The experiment on one dataset.
+class SemiQCExperiment(Experiment[Protocol]):
+    """The experiment on one dataset."""
 
-    Attributes:
-        source: `nnUNet_raw/DatasetXXX` with every case annotated and a cases.csv.
-        folder: holds everything that the experiment writes.
-        protocol: what is done.
-        device: `cpu`, `cuda` or `mps`.
-        jobs: processes of each command.
-    """
-
-    source: Path
-    folder: Path
-    protocol: Protocol
-    device: str = "cpu"
-    jobs: int = 1
-
-    @cached_property
-    def runner(self) -> Runner:
-        """The runner with all arms."""
-        settings = {"experiment": "semi-qc", "source": self.source, **self.protocol.settings()}
-        return Runner(self.folder, settings, tuple(self._arms()), jobs=self.jobs)
+    name: ClassVar[str] = "semi-qc"
 
     @property
     def best(self) -> Choice:
@@ -153,7 +125,7 @@ class SemiQCExperiment:
                 arms.append(Arm(name, chooses, (HALF,), f"{best} {_BY[choice]}"))
         return [*arms, Arm(TWO, self._twice, (HALF, BEST), f"{best} {_BY[self.best]}, second round")]
 
-    def check(self, seeds: list[int], arms: list[str] | None = None) -> None:
+    def check(self, seeds: Sequence[int], arms: Sequence[str] | None = None) -> None:
         """Refuse, before anything is written, what could not be run to its end.
 
         Args:
@@ -205,26 +177,14 @@ class SemiQCExperiment:
             seed: which draw.
             everything: with the labels of the pool, for the arm that shows what could be reached.
         """
-        parts, name = self._parts(seed), f"seed_{seed}"
-        if everything:
-            parts = replace(parts, pool=tuple(sorted((*parts.pool, *parts.unlabelled))), unlabelled=())
-            name = f"{name}_everything"
-        protocol, folder = self.protocol, self.folder / "holdout" / name
-        return Holdout(self.source, folder, parts, protocol.configuration, protocol.budget, self.jobs)
+        holdout = super().holdout(seed)
+        return holdout.with_everything() if everything else holdout
 
     def _parts(self, seed: int) -> Parts:
         """Subjects, not cases, are halved: the frames of an acquisition stay together."""
-        table = CaseTable.read(self.source / CASES)
-        annotated = set(table.case_ids(Role.LABELLED))
-        if not annotated:
-            raise DatasetError(f"{self.source / CASES}: no case is labelled; the experiment needs annotated cases")
-        subjects = {case: subject for case, subject in table.subjects().items() if case in annotated}
-        protocol = self.protocol
-        parts = part_subjects(
-            subjects, seed=seed, test_folds=protocol.test_folds, validation_subjects=protocol.validation_subjects
-        )
+        parts, subjects = super()._parts(seed), self._subjects()
         names = sorted({subjects[case] for case in parts.pool})
-        number = round(protocol.half * len(names))
+        number = round(self.protocol.half * len(names))
         if not 2 <= number < len(names):
             raise DatasetError(
                 f"{self.source}: {len(names)} subjects are left beside test and validation; {number} annotated ones "
@@ -236,16 +196,7 @@ class SemiQCExperiment:
 
     def training(self, cell: Cell) -> Training:
         """The model of a cell."""
-        holdout = self.holdout(cell.seed, everything=cell.arm == FULL)
-        return Training(
-            cell=cell,
-            holdout=holdout,
-            trainer=TRAINER,
-            plans=holdout.plans,
-            device=self.device,
-            jobs=self.jobs,
-            settings=_PLAIN,
-        )
+        return self._training_on(cell, self.holdout(cell.seed, everything=cell.arm == FULL), TRAINER, _PLAIN)
 
     def truths(self) -> Path:
         """Folder of the labels of all cases, for tests, the oracle and what people annotated."""
@@ -294,15 +245,13 @@ class SemiQCExperiment:
         training.score(TEST)
         holdout, cell = training.holdout, training.cell
         cases = measured_cases(holdout)
-        table = evaluate_images(cell.folder / TEST, holdout.raw / "labelsTs", cases, holdout.dataset_json)
-        subjects = holdout.cases.subjects()
-        table.insert(1, "subject_id", table["case_id"].map(subjects))
-        write_csv(cell.folder / METRICS, table)
+        write_metrics(cell, holdout, cases)
         if self.protocol.scheme is not None:
             write_measures(cell, holdout, self.protocol.scheme)
         parts = {name: getattr(holdout.parts, name) for name in ("pool", "validation", "test")}
         parts["pseudo"] = [case for case in holdout.parts.unlabelled if case in chosen]
         parts["left"] = [case for case in holdout.parts.unlabelled if case not in chosen]
+        subjects = holdout.cases.subjects()
         counts = {name: len(own) for name, own in parts.items()}
         people = {f"{name}_subjects": len({subjects[case] for case in own}) for name, own in parts.items()}
         return {"plans": training.plans, **counts, **people, "measured": len(cases)}

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nnunet_qa.errors import SelectionError
 from nnunet_qa.experiments.report_parts import (
+    arm_panel,
+    arm_titles,
+    class_dice,
     compare_dice,
     comparison_table,
     dice_of_cases,
+    done_cells,
     draws_text,
-    error_panel,
+    fullest_draw,
     images_of,
     machines_table,
     p_with_holm,
     ranked_cases,
+    write_page,
+    write_tables,
 )
 from nnunet_qa.experiments.runner import Cell
-from nnunet_qa.experiments.semi_qc import BEST, HALF, METRICS, SemiQCExperiment
+from nnunet_qa.experiments.semi_qc import BEST, HALF, SemiQCExperiment
 from nnunet_qa.experiments.semi_qc_chosen import chosen_section
 from nnunet_qa.experiments.semi_qc_measures import measures_section
 from nnunet_qa.experiments.tables import markdown_table, mean_sd
-from nnunet_qa.files import make_folder, write_csv, write_text
+from nnunet_qa.files import make_folder, write_csv
 from nnunet_qa.reports.segmentation_figures import ErrorPanel, arms_picture
 from nnunet_qa.reports.semi_qc_figures import change_picture, change_slope, contours_picture
 
@@ -44,15 +48,9 @@ def write_report(experiment: SemiQCExperiment) -> Path:
     Raises:
         SelectionError: no cell is done.
     """
-    cells = experiment.runner.done()
-    if not cells:
-        raise SelectionError(f"{experiment.folder}: nothing is done yet; run the experiment first")
+    cells, titles = done_cells(experiment.runner), arm_titles(experiment.runner)
     folder = make_folder(experiment.folder / "report")
-    titles = {arm.name: arm.title for arm in experiment.runner.arms}
-    images = pd.concat([images_of(cell, METRICS) for cell in cells], ignore_index=True)
-    results = pd.DataFrame([_result(cell, images_of(cell, METRICS)) for cell in cells])
-    write_csv(folder / "per_image.csv", images.round(6))
-    write_csv(folder / "results.csv", results.round(6))
+    images, results = write_tables(folder, cells, _result)
     arms_picture(folder / "arms.png", results.assign(arm=results["arm"].map(titles)), heading="Test Dice by arm")
     parts = [
         f"# Training on the best predictions of {experiment.source.name}",
@@ -73,9 +71,7 @@ def write_report(experiment: SemiQCExperiment) -> Path:
         "## What ran where",
         machines_table(cells),
     ]
-    path = folder / "README.md"
-    write_text(path, "\n\n".join(parts) + "\n")
-    return path
+    return write_page(folder, parts)
 
 
 def _settings(experiment: SemiQCExperiment) -> str:
@@ -97,7 +93,6 @@ def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
     """One row: how many cases and subjects the arm had, its Dice and that of each class."""
     record = cell.result()
     dice = dice_of_cases(images)["dice"]
-    classes = images.groupby("class", sort=False)["dice"].mean() if images["class"].nunique() > 1 else pd.Series()
     return {
         "arm": cell.arm,
         "seed": cell.seed,
@@ -107,7 +102,7 @@ def _result(cell: Cell, images: pd.DataFrame) -> dict[str, Any]:
         "seconds": record["seconds"],
         "dice": dice.mean(),
         "dice_sd_cases": dice.std(ddof=1),
-        **{f"dice_{name}": value for name, value in classes.items()},
+        **class_dice(images),
     }
 
 
@@ -183,23 +178,16 @@ def _contours(
     folder: Path, experiment: SemiQCExperiment, cells: Sequence[Cell], titles: Mapping[str, str]
 ) -> list[str]:
     """Test images at percentiles of the Dice of the half arm (the first one, where it is not done), by every arm."""
-    by_draw: dict[int, list[Cell]] = {}
-    for cell in cells:
-        by_draw.setdefault(cell.seed, []).append(cell)
-    seed, own = max(by_draw.items(), key=lambda item: (len(item[1]), -item[0]))
+    seed, own = fullest_draw(cells)
     base = next((cell for cell in own if cell.arm == HALF), own[0])
     holdout = experiment.holdout(seed)
-    ranked = ranked_cases(images_of(base, METRICS))[::-1].reset_index(drop=True)
+    ranked = ranked_cases(images_of(base))[::-1].reset_index(drop=True)
     if ranked.empty:
         return ["No test image holds foreground."]
     panels: dict[str, list[ErrorPanel]] = {}
     for percentile in _PERCENTILES:
         case = str(ranked["case_id"].iloc[round(percentile / 100 * (len(ranked) - 1))])
-        row = []
-        for cell in own:
-            images = images_of(cell, METRICS)
-            dice = float(images.loc[images["case_id"] == case, "dice"].mean())
-            row.append(replace(error_panel(holdout, cell, case, dice), case_id=titles[cell.arm]))
+        row = [arm_panel(holdout, cell, case, titles[cell.arm]) for cell in own]
         panels[f"{case}\n{percentile}th percentile"] = row
     contours_picture(folder / "contours.png", panels)
     return [

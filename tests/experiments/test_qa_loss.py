@@ -13,7 +13,8 @@ from skimage.io import imread
 from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import HeadWeights, QAConfig, QAOutputs
 from nnunet_qa.errors import DatasetError, SelectionError
-from nnunet_qa.experiments.qa_loss import FULL, METRICS, QA, SUPERVISED, Protocol
+from nnunet_qa.experiments.experiment import METRICS
+from nnunet_qa.experiments.qa_loss import FULL, QA, SUPERVISED, Protocol
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.quality.codes import CodeThresholds
 from tests.experiments.qa_loss_stand_ins import LABELLED, TINY, Commands, experiment_on, phantom, run, stand_ins

@@ -187,15 +187,15 @@ def test_transfer_arms_run_only_with_a_model_that_fits(source: Path, tmp_path: P
     without, with_model = (
         QUNetPlusPlusExperiment(source=source, folder=tmp_path / "o", protocol=protocol) for protocol in protocols
     )
-    assert set(with_model.default_arms()) - set(without.default_arms()) == {"transfer", "transfer_initial"}
+    assert set(with_model.wanted(None)) - set(without.wanted(None)) == {"transfer", "transfer_initial"}
     assert without.runner.settings == with_model.runner.settings  # these arms may be added later
     with pytest.raises(SelectionError, match="need a trained model to start from"):
-        without.check(["transfer"], [0])
+        without.check([0], ["transfer"])
     with pytest.raises(ModelError, match="holds no fold 0 trained with QUNetPlusPlusTrainer"):
-        with_model.check(["transfer"], [0])
+        with_model.check([0], ["transfer"])
     (model / "fold_0").mkdir(parents=True)
     (model / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
-    with_model.check(["transfer"], [0])
+    with_model.check([0], ["transfer"])
 
 
 def test_a_cell_keeps_the_weights_that_it_was_begun_with(

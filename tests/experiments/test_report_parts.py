@@ -44,7 +44,7 @@ def every(*arms: tuple[str, int, float]) -> pd.DataFrame:
 def test_images_of_a_cell_carry_its_name(tmp_path: Path) -> None:
     table = pd.DataFrame({"case_id": ["001"], "subject_id": ["01"], "class": ["a"], "dice": [0.5]})
     table.to_csv(tmp_path / "test_images.csv", index=False)
-    found = images_of(Cell("arm", 3, tmp_path, {}), "test_images.csv")
+    found = images_of(Cell("arm", 3, tmp_path, {}))
     assert found.to_dict("records") == [
         {"arm": "arm", "seed": 3, "case_id": "001", "subject_id": "01", "class": "a", "dice": 0.5}
     ]

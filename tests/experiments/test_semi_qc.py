@@ -15,7 +15,8 @@ from nnunet_qa.data.cine_files import write_frames
 from nnunet_qa.data.cine_phantom import short_axis_cine
 from nnunet_qa.errors import CurveError, DatasetError, SelectionError
 from nnunet_qa.experiments import semi_qc_curves
-from nnunet_qa.experiments.semi_qc import BEST, BY, CRF, FULL, HALF, METRICS, RANDOM, RANKING, TWO, Protocol
+from nnunet_qa.experiments.experiment import METRICS
+from nnunet_qa.experiments.semi_qc import BEST, BY, CRF, FULL, HALF, RANDOM, RANKING, TWO, Protocol
 from nnunet_qa.experiments.semi_qc import SemiQCExperiment as Experiment
 from nnunet_qa.experiments.semi_qc_cells import without_empty
 from nnunet_qa.experiments.semi_qc_choices import SCORES, Choice

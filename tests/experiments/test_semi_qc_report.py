@@ -15,7 +15,8 @@ from skimage.io import imread
 from nnunet_qa.config import Unit
 from nnunet_qa.errors import SelectionError
 from nnunet_qa.experiments import semi_qc_measures, semi_qc_report
-from nnunet_qa.experiments.semi_qc import BEST, BY, FULL, HALF, METRICS, RANKING, SemiQCExperiment
+from nnunet_qa.experiments.experiment import METRICS
+from nnunet_qa.experiments.semi_qc import BEST, BY, FULL, HALF, RANKING, SemiQCExperiment
 from nnunet_qa.experiments.semi_qc_choices import Choice
 from nnunet_qa.experiments.semi_qc_chosen import judged_choice
 from nnunet_qa.experiments.semi_qc_report import write_report
