@@ -221,7 +221,7 @@ def _clicks(folder: Path, dice: pd.DataFrame) -> str:
     ]
     drops = means.sort_index(axis=1).diff(axis=1).min(axis=1).min()
     note = f"Mean over draws. The largest fall from one number of clicks to the next is {max(0.0, -float(drops)):.4f}."
-    heads = ["Group", "Patients", *(f"{clicks} clicks" for clicks in sorted(means.columns))]
+    heads = ["Group", "Patients", *(f"{clicks} click{'s' * (clicks != 1)}" for clicks in sorted(means.columns))]
     return f"![Dice against clicks](clicks.png)\n\n{markdown_table(heads, rows)}\n\n{note}"
 
 

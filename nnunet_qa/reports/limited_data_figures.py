@@ -82,7 +82,7 @@ def convergence_picture(path: Path, curves: pd.DataFrame, *, titles: Mapping[str
     for axes in grid[len(groups) :]:
         axes.set_visible(False)
     grid[0].set_ylabel("best validation Dice so far")
-    labels = [f"{size} patients" for size in lines]
+    labels = [_counted(size, "patient") for size in lines]
     figure.legend(
         lines.values(), labels, loc="outside lower center", ncols=min(6, len(lines)), frameon=False, fontsize=9
     )
@@ -111,7 +111,7 @@ def clicks_picture(path: Path, table: pd.DataFrame, *, titles: Mapping[str, str]
         for index, size in enumerate(sizes):
             mean = own[own["size"] == size].groupby("clicks")["dice"].mean()
             shade = str(0.75 * (1 - index / max(1, len(sizes) - 1)))
-            axes.plot(mean.index, mean, color=shade, marker="o", markersize=4, label=f"{size} patients")
+            axes.plot(mean.index, mean, color=shade, marker="o", markersize=4, label=_counted(size, "patient"))
         axes.set(xlabel="clicks", title=titles[group])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
@@ -136,3 +136,7 @@ def _plain(axes: Any) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _counted(number: object, what: str) -> str:
+    return f"{number} {what}{'' if str(number) == '1' else 's'}"
