@@ -118,8 +118,10 @@ def read_slices(files: ScanFiles, *, look: Look, test: Collection[str] = ()) -> 
         DatasetError: a symbolic link leads out of the source.
         ImageError: a file cannot be read, is not axial, or a mask lies elsewhere or holds other values than 0 to 3.
     """
-    image = read_bounded(below(files.image, files.source))
-    masks = {kind: read_bounded(below(path, files.source)) for kind, path in files.masks.items()}
+    image: tuple[np.ndarray, Geometry] = read_bounded(below(files.image, files.source))
+    masks: dict[str, tuple[np.ndarray, Geometry]] = {
+        kind: read_bounded(below(path, files.source)) for kind, path in files.masks.items()
+    }
     for kind, (array, _) in masks.items():
         check_same_grid(image[0], array, str(files.masks[kind]))
     for index in range(len(image[0])):

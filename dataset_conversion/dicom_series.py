@@ -26,6 +26,7 @@ _TAGS = (
 )  # fmt: skip
 _PLACE = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
+_TURNED = 2e-3  # of direction cosines, which scanners round differently within one series
 _SAME = 1e-3  # mm; positions are decimal texts
 _UNEVEN = 0.1  # part of the slice distance
 _SHEAR = 0.1  # mm
@@ -121,16 +122,14 @@ def _in_order(series: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Data
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise ImageError(f"{path}: holds several frames; convert it to NIfTI first")
     first = series[0][1]
-    for path, header in series:
-        # scanners round the cosines of slices of one series differently
-        alike = np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3)
-        if not alike or any(
-            header.get(keyword) != first.get(keyword) for keyword in ("Rows", "Columns", "PixelSpacing")
-        ):
+    cosines = np.array([header.ImageOrientationPatient for _, header in series], dtype=np.float64)
+    turned = np.abs(cosines - cosines[0]).max(axis=1) > _TURNED
+    for (path, header), other in zip(series, turned, strict=True):
+        if other or any(header.get(keyword) != first.get(keyword) for keyword in ("Rows", "Columns", "PixelSpacing")):
             raise ImageError(f"{path}: differs in size or orientation from {series[0][0].name} of the same series")
     if len(series) < 2:
         raise ImageError(f"{series[0][0]}: is the only slice of its series; a volume needs at least two")
-    row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    row, column = cosines[0].reshape(2, 3)
     normal = np.cross(row, column)
     corners = np.array([header.ImagePositionPatient for _, header in series], dtype=np.float64)
     order = np.argsort(corners @ normal, kind="stable")

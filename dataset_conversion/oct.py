@@ -46,15 +46,19 @@ class Framing:
         if self.size is not None and min(self.size) < 8:
             raise DatasetError(f"--size {self.size[0]}x{self.size[1]} is too small; give at least 8x8")
 
-    def band(self, image: np.ndarray) -> RetinaBand:
+    def band(self, image: np.ndarray, padding: np.ndarray) -> RetinaBand:
         """Rows of a native B-scan that become the case.
+
+        Args:
+            image: the B-scan.
+            padding: its `padding_mask`.
 
         Raises:
             ImageError: no retina was found.
         """
         if not self.crop:
             return RetinaBand(0, image.shape[0])
-        return find_retina(image, rows=self.crop_rows or default_crop_rows(image.shape[0]))
+        return find_retina(image, rows=self.crop_rows or default_crop_rows(image.shape[0]), padding=padding)
 
     def image(self, cropped: np.ndarray) -> np.ndarray:
         """A crop at the size of the case: low-pass filtered before it is sampled (anti-aliasing), uint8."""
@@ -165,15 +169,16 @@ def frame_bscan(
         yield LeftOut(case.case_id, f"all pixels are {float(image.min()):g}", bad=drawn > 0)
         return
     pixels = np.rint(image * scale).astype(np.uint8)
+    padding = padding_mask(pixels)
     try:
-        band = framing.band(pixels)
+        band = framing.band(pixels, padding)
     except ImageError as error:
         if drawn:
             raise ImageError(f"{case.case_id}: {error}") from error
         yield LeftOut(case.case_id, str(error))
         return
     if framing.blank_padding:
-        pixels[padding_mask(pixels)] = 0
+        pixels[padding] = 0
     rows = slice(band.top, band.bottom)
     if fluid is not None and (lost := drawn - int(np.count_nonzero(fluid[rows]))):
         yield LeftOut(f"{case.case_id}: {lost} of {drawn} fluid pixels", "the crop cuts them off; raise --crop-rows")

@@ -99,7 +99,9 @@ def _grown(mask: np.ndarray, *, axis: int) -> np.ndarray:
     return grown
 
 
-def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0.02) -> RetinaBand:
+def find_retina(
+    image: np.ndarray, *, rows: int | None = None, margin: float = 0.02, padding: np.ndarray | None = None
+) -> RetinaBand:
     """Find the rows of a B-scan that hold the retina.
 
     The smoothed image, sampled as densely as the smoothing asks for, is parted in bright and dark (Otsu's threshold on
@@ -112,6 +114,7 @@ def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0
         rows: height of the band that is wanted: that many rows around the middle of the retina, moved into the image
             where they would leave it (all rows where the image has fewer). None for the retina and `margin`.
         margin: with `rows` None, rows added above and below as a part of the image's rows.
+        padding: pixels that are none of the image's, where they are known; otherwise those of `padding_mask`.
 
     Returns:
         The band.
@@ -125,7 +128,7 @@ def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0
         raise ImageError(f"a crop of {rows} rows was asked for; give at least 1")
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
         raise ImageError(f"{int((~np.isfinite(image)).sum())} of {image.size} intensities are NaN or infinite")
-    top, bottom = _extent(*_smoothed(image))
+    top, bottom = _extent(*_smoothed(image, padding))
     height = image.shape[0]
     if rows is None:
         spare = round(margin * height)
@@ -136,7 +139,7 @@ def find_retina(image: np.ndarray, *, rows: int | None = None, margin: float = 0
     return RetinaBand(start, start + rows)
 
 
-def _smoothed(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _smoothed(image: np.ndarray, padding: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Gaussian mean of the pixels that are no padding, where there are any, and how many pixels apart its samples are.
 
     The samples are means of squares of pixels, which smooth a little by themselves.
@@ -146,10 +149,11 @@ def _smoothed(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         raise ImageError(f"no retina found: all pixels are {lowest:g}; leave this B-scan out or check its file")
     sigma = max(1.0, image.shape[0] * SMOOTHING)
     values = image.astype(np.float32) - np.float32(lowest)
-    used = ~padding_mask(values if lowest else image)
-    inner = used[_EDGE:-_EDGE, _EDGE:-_EDGE].copy()
-    used[:] = False  # thin ends of white corners and lines along the sides are left out too
-    used[_EDGE:-_EDGE, _EDGE:-_EDGE] = inner
+    if padding is None:
+        padding = padding_mask(values if lowest else image)
+    used = np.zeros(image.shape, dtype=bool)  # thin ends of white corners and lines along the sides are left out too
+    inner = slice(_EDGE, -_EDGE)
+    used[inner, inner] = ~padding[inner, inner]
     step = int(sigma)
     part, mean = _squares(used.astype(np.float32), step), _squares(np.where(used, values, np.float32(0)), step)
     rest = float(np.sqrt(sigma**2 - (step**2 - 1) / 12)) / step

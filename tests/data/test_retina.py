@@ -111,6 +111,16 @@ def test_padding_mask_is_what_labelling_the_whole_image_gives(seed: int) -> None
     np.testing.assert_array_equal(padding_mask(image), whole(image))
 
 
+def test_padding_that_is_known_is_taken() -> None:
+    image = flat_bscan()
+    image[:40, :40] = 255
+    image[:40, 40:] = 200  # bright, and neither saturated nor tissue
+    padding = np.zeros(image.shape, dtype=bool)
+    padding[:43] = True
+    assert find_retina(image, margin=0.0).top < 10
+    assert find_retina(image, margin=0.0, padding=padding).top == pytest.approx(60, abs=2)
+
+
 def test_padding_mask_takes_white_corners_and_no_tissue() -> None:
     image = flat_bscan()
     image[70:80, :] = 255  # saturated tissue from side to side
