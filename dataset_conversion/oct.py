@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class Framing:
         """A crop at the size of the case: low-pass filtered before it is sampled (anti-aliasing), uint8."""
         if self.size is None or self.size == cropped.shape:
             return cropped
-        values = resize(cropped.astype(np.float64), self.size, order=1, anti_aliasing=True, preserve_range=True)
+        by_row, by_column = (_shrinking(*pair) for pair in zip(cropped.shape, self.size, strict=True))
+        values = by_row @ cropped.astype(np.float64) @ by_column.T
         return np.rint(values).clip(0, 255).astype(np.uint8)
 
     def mask(self, cropped: np.ndarray) -> np.ndarray:
@@ -82,6 +84,15 @@ class Framing:
         shares = np.stack([_share(cropped == fluid, self.size) for fluid in fluids])
         enough = shares.sum(axis=0) >= 0.5 - 1e-9  # rounding must not decide about an exact half
         return np.where(enough, fluids[shares.argmax(axis=0)], 0).astype(np.uint8)
+
+
+@lru_cache(maxsize=32)
+def _shrinking(length: int, target: int) -> np.ndarray:
+    """Matrix `(target, length)` of the low-pass filter and the linear interpolation along one axis.
+
+    Both work on each axis by itself, and all B-scans of a scan have one size; so the matrix is made once.
+    """
+    return np.asarray(resize(np.eye(length), (target, length), order=1, anti_aliasing=True))
 
 
 def _share(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

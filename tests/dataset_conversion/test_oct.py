@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from skimage.transform import resize
 
 from nnunet_qa.data.phantoms import SubjectLook, draw_bscan
 from nnunet_qa.dataset_conversion.oct import PLACE, Framing, parse_size, restore, scale_of
@@ -14,6 +15,15 @@ from nnunet_qa.errors import CaseTableError, DatasetError, ImageError
 
 def place(*numbers: int) -> dict[str, object]:
     return {"case_id": "S01_bscan00", **dict(zip(PLACE, numbers, strict=True))}
+
+
+@pytest.mark.parametrize("shape", [(320, 768), (321, 512), (90, 100), (70, 150), (80, 192)])
+def test_images_are_shrunk_as_scikit_image_does(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    expected = resize(image.astype(float), (80, 192), order=1, anti_aliasing=True)
+    found = Framing().image(image)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 0.5 + 1e-9
 
 
 def test_masks_are_shrunk_by_area() -> None:
