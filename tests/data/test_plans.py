@@ -1,87 +1,15 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from nnunet_qa.cli import plans as command
 from nnunet_qa.data.plans import PlansError, Smaller, smaller_plans, write_smaller_plans
-from nnunet_qa.errors import DatasetError
-
-PLAIN = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-
-
-def configuration(
-    data: str, patch: list[int], strides: list[list[int]], *, network: str = PLAIN, batch_size: int = 12
-) -> dict[str, Any]:
-    stages, dim = len(strides), len(patch)
-    blocks = "n_conv_per_stage" if network == PLAIN else "n_blocks_per_stage"
-    return {
-        "data_identifier": data,
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": batch_size,
-        "patch_size": patch,
-        "spacing": [1.0, 0.5, 0.5][:dim] if dim == 3 else [0.5, 0.25],
-        "median_image_size_in_voxels": [30.0, 70.0, 100.0] if dim == 3 else [300.0, 250.0],
-        "architecture": {
-            "network_class_name": network,
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": [min(512, 32 * 2**stage) for stage in range(stages)],
-                "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-                "kernel_sizes": [[1, 3, 3][-dim:] if stage == 0 else [3] * dim for stage in range(stages)],
-                "strides": strides,
-                # Different numbers, so that a test sees which of them were kept.
-                blocks: [2, 1, 1, 2, 3, 1, 1][:stages],
-                "n_conv_per_stage_decoder": [3, 3, 2, 1, 1, 2][-(stages - 1) :],
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-        "batch_dice": True,
-    }
-
-
-def made_plans(network: str = PLAIN) -> dict[str, Any]:
-    halve = [[1, 1], *[[2, 2]] * 5]
-    anisotropic = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
-    return {
-        "dataset_name": "Dataset777_Test",
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "configurations": {
-            "2d": configuration("nnUNetPlans_2d", [320, 256], halve, network=network),
-            "3d_lowres": configuration("nnUNetPlans_3d_lowres", [32, 64, 64], anisotropic, network=network),
-            "3d_fullres": configuration("nnUNetPlans_3d_fullres", [32, 64, 96], anisotropic, network=network),
-            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-        },
-    }
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
-    for name in ("nnUNet_raw", "nnUNet_results"):
-        monkeypatch.delenv(name, raising=False)
-    path = tmp_path / "Dataset777_Test"
-    (path / "nnUNetPlans_2d").mkdir(parents=True)
-    (path / "dataset.json").write_text("{}")
-    (path / "nnUNetPlans.json").write_text(json.dumps(made_plans()))
-    return path
+from tests.architecture import PLAIN, RESIDUAL
+from tests.data.planned import configuration, ct_plans, made_plans
 
 
 def resolved(plans: dict[str, Any], name: str) -> dict[str, Any]:
@@ -187,17 +115,6 @@ def test_a_patch_may_be_smaller_than_the_image() -> None:
 def test_an_heir_of_another_image_size_keeps_its_own() -> None:
     new = smaller_plans(made_plans(), "3d_fullres", smaller=Smaller(image_size=(32, 48, 96)), identifier="Sized")
     assert resolved(new, "3d_cascade_fullres") == resolved(made_plans(), "3d_cascade_fullres")
-
-
-def ct_plans() -> dict[str, Any]:
-    """Plans of a CT channel and an MR channel."""
-    plans = made_plans()
-    properties = {"mean": 40.0, "std": 100.0, "percentile_00_5": -900.0, "percentile_99_5": 1500.0, "median": 30.0}
-    plans["foreground_intensity_properties_per_channel"] = {"0": dict(properties), "1": dict(properties)}
-    for content in plans["configurations"].values():
-        if "data_identifier" in content:
-            content["normalization_schemes"] = ["CTNormalization", "ZScoreNormalization"]
-    return plans
 
 
 def test_a_window_of_hu_becomes_0_to_1_by_nnunets_own_normalisation() -> None:
@@ -358,148 +275,3 @@ def test_a_network_without_stages_is_refused() -> None:
 def test_one_patch_a_batch_warns(caplog: pytest.LogCaptureFixture) -> None:
     smaller_plans(made_plans(), "2d", smaller=Smaller(batch_size=1), identifier="Small")
     assert "oversample" in caplog.text
-
-
-def test_writes_beside_the_existing_plans_and_shares_their_data(folder: Path) -> None:
-    small = Smaller(features=(16, 32, 64, 128), batch_size=8, patch_size=(80, 192))
-    path = write_smaller_plans("777", "2d", smaller=small)
-    assert path == folder / "nnUNetPlansSmall.json"
-    written = json.loads(path.read_text())
-    assert written["configurations"]["2d"]["data_identifier"] == "nnUNetPlans_2d"
-    assert json.loads((folder / "nnUNetPlans.json").read_text()) == made_plans()
-    assert sorted(entry.name for entry in folder.iterdir()) == [
-        "dataset.json",
-        "nnUNetPlans.json",
-        "nnUNetPlansSmall.json",
-        "nnUNetPlans_2d",
-    ]
-
-
-def test_other_plans_of_the_name_are_replaced_only_when_asked(folder: Path) -> None:
-    path = write_smaller_plans("777", "2d", smaller=Smaller(batch_size=8))
-    first, written = path.read_text(), path.stat().st_mtime_ns
-    assert write_smaller_plans("777", "2d", smaller=Smaller(batch_size=8)) == path
-    assert path.stat().st_mtime_ns == written
-    with pytest.raises(PlansError, match="--overwrite"):
-        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4))
-    assert path.read_text() == first
-    write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4), overwrite=True)
-    assert json.loads(path.read_text())["configurations"]["2d"]["batch_size"] == 4
-
-
-@pytest.mark.parametrize(
-    ("identifier", "said"),
-    [
-        ("nnUNetPlans", "need another name"),
-        ("dataset", "holds no plans"),
-        ("a__b", "cannot name plans"),
-        ("../elsewhere", "cannot name plans"),
-        ("", "cannot name plans"),
-    ],
-)
-def test_names_that_would_do_harm_are_refused(folder: Path, identifier: str, said: str) -> None:
-    with pytest.raises(PlansError, match=said):
-        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4), identifier=identifier, overwrite=True)
-    assert (folder / "dataset.json").read_text() == "{}"
-    assert json.loads((folder / "nnUNetPlans.json").read_text()) == made_plans()
-
-
-def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, *args: Any, **kwargs: Any) -> int:
-        with open(self, "w") as file:
-            file.write("{")
-        raise KeyboardInterrupt
-
-    before = sorted(folder.iterdir())
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(KeyboardInterrupt):
-        write_smaller_plans("777", "2d", smaller=Smaller(batch_size=4))
-    assert sorted(folder.iterdir()) == before
-
-
-def test_missing_preprocessed_data_is_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_smaller_plans("777", "3d_fullres", smaller=Smaller(batch_size=2))
-    assert "nnUNetPlans_3d_fullres: not there yet" in caplog.text
-
-
-@pytest.mark.e2e
-def test_nnunet_trains_with_them_on_the_data_that_is_there(planned: dict[str, str]) -> None:
-    from nnunetv2.run.run_training import get_trainer_from_args
-
-    name = "nnUNetPlansTestSmall"
-    small = Smaller(features=(4, 6, 8), batch_size=2, patch_size=(16, 24, 24))
-    path = write_smaller_plans(planned["3d"], "3d_fullres", smaller=small, identifier=name)
-    trainer = get_trainer_from_args(planned["3d"], "3d_fullres", 0, plans_identifier=name, device=torch.device("cpu"))
-    assert Path(trainer.preprocessed_dataset_folder) == path.parent / "nnUNetPlans_3d_fullres"
-    trainer.num_epochs = 1
-    trainer.initialize()
-    trainer.on_train_start()
-    try:
-        batch = next(trainer.dataloader_train)
-        assert tuple(batch["data"].shape[2:]) == (16, 24, 24)
-        assert np.isfinite(trainer.train_step(batch)["loss"])
-    finally:
-        for loader in (trainer.dataloader_train, trainer.dataloader_val):
-            finish = getattr(loader, "_finish", None)
-            if finish is not None:
-                finish()
-
-
-def application() -> typer.Typer:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    command.register(app)
-    return app
-
-
-def test_command(folder: Path) -> None:
-    (folder / "other.json").write_text(json.dumps(made_plans()))
-    options = ["--features", "16,32,64,128", "--batch-size", "8", "--patch-size", "80,192"]
-    call = ["plans", "-d", "777", "-c", "2d", "-p", "other", "-o", "Tiny", *options]
-    result = CliRunner().invoke(application(), call)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(folder / "Tiny.json")
-    assert "nnUNetv2_train 777 2d 0 -p Tiny" in result.stderr
-    content = json.loads((folder / "Tiny.json").read_text())
-    assert content["plans_name"] == "Tiny"
-    assert content["configurations"]["2d"]["batch_size"] == 8
-    assert content["configurations"]["2d"]["patch_size"] == [80, 192]
-    assert content["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64, 128]
-
-    call[call.index("8")] = "6"
-    assert isinstance(CliRunner().invoke(application(), call).exception, PlansError)
-    assert CliRunner().invoke(application(), [*call, "--overwrite"]).exit_code == 0
-    assert json.loads((folder / "Tiny.json").read_text())["configurations"]["2d"]["batch_size"] == 6
-
-
-def test_command_with_an_image_size_names_the_preprocessing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    call = ["plans", "-d", "777", "-c", "2d", "-o", "Sized", "--image-size", "256,320"]
-    result = CliRunner().invoke(application(), call)
-    assert result.exit_code == 0, result.output
-    assert "first: nnUNetv2_preprocess -d 777 -plans_name Sized -c 2d" in result.stderr
-    assert "Sized_2d_256x320: not there yet" in caplog.text
-    assert json.loads((folder / "Sized.json").read_text())["configurations"]["2d"]["spacing"] == [
-        0.5 * 300 / 256,
-        0.25 * 250 / 320,
-    ]
-
-
-def test_command_with_a_window_names_the_preprocessing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "nnUNetPlans.json").write_text(json.dumps(ct_plans()))
-    call = ["plans", "-d", "777", "-c", "2d", "-o", "Window", "--hu-window", "-1024", "3000"]
-    result = CliRunner().invoke(application(), call)
-    assert result.exit_code == 0, result.output
-    assert "first: nnUNetv2_preprocess -d 777 -plans_name Window -c 2d" in result.stderr
-    assert "_hu-1024to3000: not there yet; run `nnUNetv2_preprocess` with the plans Window first" in caplog.text
-
-
-@pytest.mark.parametrize("option", ["--features", "--patch-size", "--image-size"])
-def test_command_names_the_option_that_is_no_list_of_numbers(folder: Path, option: str) -> None:
-    result = CliRunner().invoke(application(), ["plans", "-d", "777", "-c", "2d", option, "16,x"])
-    assert isinstance(result.exception, PlansError)
-    assert f'{option} "16,x"' in str(result.exception)
-
-
-def test_command_needs_the_plans(folder: Path) -> None:
-    result = CliRunner().invoke(application(), ["plans", "-d", "777", "-c", "2d", "-p", "No", "--batch-size", "2"])
-    assert isinstance(result.exception, DatasetError)

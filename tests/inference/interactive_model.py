@@ -16,6 +16,7 @@ from nnunet_qa.files import write_json
 from nnunet_qa.inference.interactive import InteractivePredictor
 from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels
 from nnunet_qa.trainers.interactive import InteractiveTrainer
+from tests.architecture import architecture
 
 CPU = torch.device("cpu")
 
@@ -31,26 +32,7 @@ def plans_of(
     """Plans with one configuration, "2d" or "3d_fullres"; `order` is nnU-Net's transpose_forward."""
     axes, stages = len(patch), len(features)
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": stages,
-            "features_per_stage": list(features),
-            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-            "kernel_sizes": [[3] * axes] * stages,
-            "strides": [[1] * axes] + [[2] * axes] * (stages - 1),
-            "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-            "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
-            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    strides = [[1] * axes] + [[2] * axes] * (stages - 1)
     configuration = {
         "data_identifier": "none",
         "preprocessor_name": "DefaultPreprocessor",
@@ -66,7 +48,7 @@ def plans_of(
         "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
-        "architecture": architecture,
+        "architecture": architecture(features, strides),
         "batch_dice": False,
     }
     return {
