@@ -1,8 +1,9 @@
-"""Reading a checkpoint that a user hands over: tensors, numbers and plain Python, never code."""
+"""Reading weights and checkpoints that a user hands over: tensors, numbers and plain Python, never code."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -40,30 +41,49 @@ class Checkpoint:
     configuration: str
 
 
+def read_tensors(path: Path) -> Any:
+    """Read what `torch.save` wrote: tensors, numbers, texts, lists and dicts, and never code.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds other objects; those are refused, not built.
+        DependencyError: torch is older than 2.6, whose safe mode had a hole.
+    """
+    try:
+        return _loaded(path, (), "is damaged or holds no weights; copy or make it again", "which could run code")
+    except PermissionError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def read_content(path: Path) -> dict[str, Any]:
     """Read a checkpoint of nnU-Net without unpickling anything but tensors, numpy scalars and plain Python.
 
     Raises:
-        ModelError: the file is damaged, or holds other objects.
+        ModelError: the file is missing, damaged, or holds other objects.
         DependencyError: torch is older than 2.6 and cannot be told which numpy types are harmless.
     """
+    damaged = "damaged, or no checkpoint; copy or train it again"
+    content = _loaded(path, _ALLOWED, damaged, "which nnU-Net does not write and which could run code")
+    return content if isinstance(content, dict) else {}
+
+
+def _loaded(path: Path, allowed: Sequence[Any], damaged: str, foreign: str) -> Any:
+    """What torch's safe mode reads; the texts say what a file is that it does not take."""
     if Version(torch.__version__) < Version("2.6"):
-        raise DependencyError(f"torch {torch.__version__} cannot read checkpoints safely; install torch 2.6 or newer")
+        raise DependencyError(f"torch {torch.__version__} cannot read weights safely; install torch 2.6 or newer")
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     except UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise ModelError(f"{path}: damaged, or no checkpoint; copy or train it again") from error
-        raise ModelError(
-            f"{path}: holds {foreign[1]}, which nnU-Net does not write and which could run code; it was not loaded"
-        ) from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ModelError(f"{path}: {damaged}") from error
+        raise ModelError(f"{path}: holds {found[1]}, {foreign}; it was not loaded") from error
     except Exception as error:  # torch has no error of its own for a file that is cut off or is something else
-        raise ModelError(f"{path}: damaged, or no checkpoint; copy or train it again") from error
-    return content if isinstance(content, dict) else {}
+        raise ModelError(f"{path}: {damaged}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -6,16 +6,13 @@ is downloaded.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import torch
-from packaging.version import Version
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from nnunet_qa.errors import DependencyError, ModelError
+from nnunet_qa.data.checkpoint import read_tensors
+from nnunet_qa.errors import ModelError
 
 
 class CodeRegressor(ResNet):
@@ -60,25 +57,3 @@ def resnet18_regressor(weights: Path | None = None) -> CodeRegressor:
         )
     network.load_state_dict(given, strict=False)
     return network
-
-
-def read_tensors(path: Path) -> Any:
-    """Read what `torch.save` wrote: tensors, numbers, texts, lists and dicts, and never code.
-
-    Raises:
-        ModelError: the file is missing, damaged, or holds other objects; those are refused, not built.
-        DependencyError: torch is older than 2.6, whose safe mode had a hole.
-    """
-    if Version(torch.__version__) < Version("2.6"):
-        raise DependencyError(f"torch {torch.__version__} cannot read weights safely; install torch 2.6 or newer")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            raise ModelError(f"{path}: is damaged or holds no weights; copy or make it again") from error
-        raise ModelError(f"{path}: holds {foreign[1]}, which could run code; it was not loaded") from error
-    except Exception as error:  # torch has no error of its own for a file that is cut off or is something else
-        raise ModelError(f"{path}: is damaged or holds no weights; copy or make it again") from error

@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 from torch.nn import functional
 
+from nnunet_qa.data.checkpoint import read_tensors
 from nnunet_qa.data.slice_stack import SliceSpec, SliceStack
 from nnunet_qa.errors import DatasetError, ImageError, ModelError
 from nnunet_qa.files import replacing
-from nnunet_qa.networks.discriminator import read_tensors
 from nnunet_qa.networks.slice_order import FEATURES, SliceOrderNetwork
 from nnunet_qa.progress import track
 from nnunet_qa.quality.body_part_scale import Landmark, Scale, find_landmarks, landmark_scale, standard_scale

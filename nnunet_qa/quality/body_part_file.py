@@ -13,10 +13,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import nnunet_qa
+from nnunet_qa.data.checkpoint import read_tensors
 from nnunet_qa.data.slice_stack import SliceSpec
 from nnunet_qa.errors import ModelError
 from nnunet_qa.files import replacing, write_text
-from nnunet_qa.networks.discriminator import read_tensors
 from nnunet_qa.quality.body_part import BodyPartRegressor
 from nnunet_qa.quality.body_part_scale import Scale
 

@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import nnunet_qa
+from nnunet_qa.data.checkpoint import read_tensors
 from nnunet_qa.errors import ModelError
 from nnunet_qa.files import replacing, write_json
-from nnunet_qa.networks.discriminator import read_tensors
 from nnunet_qa.quality.curve_classifier import CurveLSTM
 from nnunet_qa.quality.curve_estimator import CurveEstimator
 from nnunet_qa.quality.curve_logistic import CurveLogistic

@@ -16,9 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import nnunet_qa
+from nnunet_qa.data.checkpoint import read_tensors
 from nnunet_qa.errors import ModelError
 from nnunet_qa.files import replacing, write_json
-from nnunet_qa.networks.discriminator import read_tensors, resnet18_regressor
+from nnunet_qa.networks.discriminator import resnet18_regressor
 from nnunet_qa.quality.discriminator import Discriminator, frozen
 from nnunet_qa.quality.montage import MontageSpec
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_qa.data.checkpoint import read_checkpoint, read_content
+from nnunet_qa.data.checkpoint import read_checkpoint, read_content, read_tensors
 from nnunet_qa.errors import DependencyError, ModelError
 
 # The types that nnUNetTrainer.save_checkpoint leaves in a file.
@@ -100,3 +101,41 @@ def test_an_old_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
     with pytest.raises(DependencyError, match=r"install torch 2\.6"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    for name, write in (
+        ("torch.pt", torch.save),
+        ("pickle.pt", lambda what, to: to.write_bytes(pickle.dumps(what, 2))),
+    ):
+        write({"weights": Planted(mark)}, tmp_path / name)
+        with pytest.raises(ModelError, match=r"touch|getattr|could run code|damaged"):
+            read_tensors(tmp_path / name)
+        assert not mark.exists()
+    pickle.loads((tmp_path / "pickle.pt").read_bytes())
+    assert mark.exists(), "the planted code would have run"
+
+
+def test_a_missing_a_damaged_and_an_empty_file_are_refused(tmp_path: Path) -> None:
+    whole, cut, empty, text = (tmp_path / name for name in ("whole.pt", "cut.pt", "empty.pt", "text.pt"))
+    torch.save({"a": torch.zeros(1000)}, whole)
+    cut.write_bytes(whole.read_bytes()[:-300])
+    empty.touch()
+    text.write_text("no weights")
+    for path in (cut, empty, text):
+        with pytest.raises(ModelError, match="is damaged or holds no weights"):
+            read_tensors(path)
+    with pytest.raises(ModelError, match="No such file"):
+        read_tensors(tmp_path / "none.pt")
+    assert read_tensors(whole)["a"].shape == (1000,)
