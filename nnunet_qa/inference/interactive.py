@@ -384,7 +384,7 @@ def _half_precision(device: torch.device) -> AbstractContextManager[object]:
     """Half precision where it is faster: on CUDA, as nnU-Net does, and on processors with instructions for bfloat16."""
     if device.type == "cuda":
         return torch.autocast("cuda")
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of PyTorch do not tell
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of PyTorch do not tell
     if device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16")):
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
