@@ -20,6 +20,7 @@ from nnunet_qa.inference.coded_cases import dice_codes
 from nnunet_qa.quality.codes import CodeSource, CodeThresholds
 from nnunet_qa.quality.discriminator_file import load
 from nnunet_qa.quality.table import read_quality, write_quality
+from tests.body import one_thread
 from tests.inference.easy_discriminator import write_discriminator
 from tests.inference.test_case_montages import Source, source_of
 from tests.inference.test_coded_cases import CASES, damaged
@@ -30,13 +31,9 @@ JUDGE = ("--jobs", 1, "-device", "cpu")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Networks this small are slower with several threads, much so where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr("nnunet_qa.cli.device.multiprocessing.cpu_count", lambda: 1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 from nnunet_qa.cli import discriminator
 from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder
+from tests.body import one_thread
 from tests.small import run_command
 
 PAGE = Path(__file__).parents[2] / "docs" / "discriminator.md"
@@ -34,13 +34,9 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Networks this small are slower with several threads, much so where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr("nnunet_qa.cli.device.multiprocessing.cpu_count", lambda: 1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from nnunet_qa.inference.coded_cases import (
 )
 from nnunet_qa.quality.codes import CodeSource, CodeThresholds
 from nnunet_qa.quality.discriminator_file import load
+from tests.body import one_thread
 from tests.inference.easy_discriminator import write_discriminator
 from tests.inference.test_case_montages import Source, source_of
 from tests.small import write_tiny
@@ -38,11 +39,8 @@ THRESHOLDS = CodeThresholds()
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small are slower with several threads, much so where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 def damaged(source: Source, folder: Path, cases: list[str] = CASES) -> Path:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.errors import DatasetError, ModelError, SelectionError
 from nnunet_qa.inference.coded_dataset import CodedDataset, gather
 from nnunet_qa.quality.codes import CodeThresholds
+from tests.body import one_thread
 from tests.inference.test_case_montages import source_of
 from tests.inference.test_coded_cases import CASES, damaged
 
@@ -22,10 +22,8 @@ POOL = [f"P0_c{c}" for c in range(4)]
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from nnunet_qa.errors import ModelError, SelectionError
 from nnunet_qa.quality import discriminator as module
 from nnunet_qa.quality.coded_montages import CodedMontages
 from nnunet_qa.quality.discriminator import Discriminator, code_metrics
+from tests.body import one_thread
 from tests.quality.easy_montages import CLASSES, SPEC, easy_montages
 
 
@@ -36,11 +37,8 @@ def discriminator(**settings: Any) -> Discriminator:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Steps this small are slower with several threads, much so where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

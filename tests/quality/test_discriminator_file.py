@@ -14,6 +14,7 @@ import nnunet_qa
 from nnunet_qa.errors import ModelError, StorageError
 from nnunet_qa.quality.discriminator import Discriminator
 from nnunet_qa.quality.discriminator_file import load, save
+from tests.body import one_thread
 from tests.quality.easy_montages import CLASSES, SPEC, easy_montages
 
 DATASET = "Dataset701_Phantom"
@@ -21,11 +22,8 @@ DATASET = "Dataset701_Phantom"
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Steps this small are slower with several threads, much so where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

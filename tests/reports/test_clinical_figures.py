@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +10,13 @@ from nnunet_qa.errors import CurveError, StorageError
 from nnunet_qa.quality.curves import SCHEMES, LabelScheme, acquisition_of
 from nnunet_qa.reports import clinical_figures as module
 from nnunet_qa.reports.clinical_figures import bland_altman_picture, curve_picture, measure_label
+from tests.reports.drawn import remember_figures
 from tests.small_cine import SPACING, aorta, heart, itk_sizes
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = module.save_figure
-
-    def remember(figure: Figure, path: Path) -> Any:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(module, "save_figure", remember)
-    return figures
+    return remember_figures(monkeypatch, module)
 
 
 def test_the_curves_of_a_heart_show_end_diastole_and_end_systole(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,21 +11,14 @@ from skimage.io import imread
 from nnunet_qa.errors import StorageError
 from nnunet_qa.reports import discriminator_figures as module
 from nnunet_qa.reports.discriminator_figures import confusion_picture, learning_curve_picture
+from tests.reports.drawn import remember_figures
 
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "train_rmse": [0.9, 0.5, 0.3], "validation_rmse": [0.8, 0.4, 0.6]})
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = module.save_figure
-
-    def remember(figure: Figure, path: Path) -> Any:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(module, "save_figure", remember)
-    return figures
+    return remember_figures(monkeypatch, module)
 
 
 def test_the_learning_curve_shows_both_errors_and_the_kept_epoch(tmp_path: Path, drawn: list[Figure]) -> None:

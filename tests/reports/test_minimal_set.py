@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from nnunet_qa.errors import StorageError
 from nnunet_qa.reports import minimal_set as module
 from nnunet_qa.reports.minimal_set import minimal_set_picture
 from nnunet_qa.selection.minimal import Ranking
+from tests.reports.drawn import remember_figures
 
 TABLE = pd.DataFrame({"case_id": ["b", "a", "c", "d"], "q": [0.3, 0.9, 0.1, 0.95]})
 CHOSEN = pd.DataFrame({"case_id": ["c", "b"]})
@@ -20,15 +20,7 @@ CHOSEN = pd.DataFrame({"case_id": ["c", "b"]})
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    save = module.save_figure
-
-    def remember(figure: Figure, path: Path) -> Any:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(module, "save_figure", remember)
-    return figures
+    return remember_figures(monkeypatch, module)
 
 
 def test_every_candidate_is_drawn_in_the_order_of_q(tmp_path: Path, drawn: list[Figure]) -> None:
