@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.device import chosen_device
+from nnunet_qa.cli.options import DeviceOption, Processes
 from nnunet_qa.errors import ModelError, SelectionError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def fit(
         "folder begins, 12 where it ends.",
     ),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of the training."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    device: DeviceOption = None,
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes for reading."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a model that is there."),
 ) -> None:
@@ -96,7 +97,7 @@ def score(
     images: Path = typer.Option(..., "-i", help="Folder of volumes."),
     model: Path = typer.Option(..., "-m", help="Model file, as `body-part fit` writes it."),
     output: Path = typer.Option(..., "-o", help="Folder for body_part.csv, body_part_scans.csv and body_part.png."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    device: DeviceOption = None,
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes for reading."),
 ) -> None:
     """Write the score of every slice, and how well scores follow the order of the slices.
@@ -138,7 +139,7 @@ def extract(
     min_covered: float = typer.Option(
         0.9, "--min-covered", min=0.0, max=1.0, help="Leave out scans that hold a smaller share of the range of scores."
     ),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
     overwrite: bool = typer.Option(False, "--overwrite", help="Do everything again instead of going on."),
 ) -> None:
     """Cut the slab between two scores out of every scan, all on the same grid; a run that was stopped goes on.

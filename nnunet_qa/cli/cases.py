@@ -6,6 +6,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_qa.cli.options import DatasetOption
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -13,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cases(
-    dataset: str = typer.Option(..., "-d", help="Dataset number or name."),
+    dataset: DatasetOption,
     subject_regex: str | None = typer.Option(
         None,
         "--subject-regex",

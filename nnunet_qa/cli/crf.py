@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from nnunet_qa.cli.options import DatasetJson, Processes
 from nnunet_qa.errors import CRFError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def tune(
     mode: str = typer.Option("3d", "--mode", help="3d: a volume at once. 2d: each slice alone."),
     trials: int = typer.Option(50, "--trials", min=1, help="How many settings are drawn."),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of the draws."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
 ) -> None:
     """Draw settings, try them on validation cases, keep those of the highest mean Dice, and say what they gain.
 
@@ -88,10 +89,8 @@ def apply(
         None, "-s", help="File of settings, JSON or YAML, as `crf tune` writes it. Default: settings tuned on nothing."
     ),
     dataset: str | None = typer.Option(None, "-d", help="Dataset that gives dataset.json."),
-    dataset_json: Path | None = typer.Option(
-        None, "--dataset-json", help="Default: dataset.json in the folder of predictions, where nnU-Net writes it."
-    ),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    dataset_json: DatasetJson = None,
+    jobs: Processes = 2,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace masks that were made with other settings."),
 ) -> None:
     """Refine predictions and write masks with the same names and geometry; a run that was stopped goes on.

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_qa.cli.options import CasesFile
 from nnunet_qa.errors import ModelError, SelectionError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def fit(
     dataset: str | None = typer.Option(
         None, "-d", help="With --dice: dataset whose cases.csv says whose frame a case is."
     ),
-    cases: Path | None = typer.Option(None, "--cases", help="That case table, instead of -d."),
+    cases: CasesFile = None,
     kind: Kind = typer.Option(Kind.LSTM, "--kind", help="The paper's LSTM, or one of the two to compare it with."),
     structures: str | None = typer.Option(None, "--structures", help="Such as lv,rv. Default: all that there are."),
     weight: float = typer.Option(0.7, "--weight", min=0.0, max=1.0, help="Of the sensitivity in the Youden index."),
@@ -111,7 +112,7 @@ def evaluate(
     dataset: str | None = typer.Option(
         None, "-d", help="With --dice: dataset whose cases.csv says whose frame a case is."
     ),
-    cases: Path | None = typer.Option(None, "--cases", help="That case table, instead of -d."),
+    cases: CasesFile = None,
 ) -> None:
     """Compare what classifiers say with labels: AUROC, sensitivity and specificity at the stored threshold.
 

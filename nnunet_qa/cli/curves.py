@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nnunet_qa.cli.options import CasesFile, Processes
 from nnunet_qa.errors import CurveError, NnunetQAError, SelectionError
 from nnunet_qa.quality.curves import LabelScheme
 
@@ -37,7 +38,7 @@ def curves(
         None, "--end-diastole", help="Of your own scheme: the first frame, or the one of the largest LV. [largest]"
     ),
     dataset: str | None = typer.Option(None, "-d", help="Dataset whose cases.csv says which frames belong together."),
-    cases: Path | None = typer.Option(None, "--cases", help="That case table, instead of -d."),
+    cases: CasesFile = None,
     pattern: str = typer.Option("*", "--pattern", help="Which files of the folder, such as '*/label_sa.nii.gz'."),
     spacing: tuple[float, float, float] | None = typer.Option(
         None, "--spacing", help="Z Y X in mm, for files that state none."
@@ -51,7 +52,7 @@ def curves(
         None, "--against", help="Output of this command for manual labels: writes agreement.csv and Bland–Altman plots."
     ),
     figures: bool = typer.Option(False, "--figures", help="Also draw the curves of each acquisition."),
-    jobs: int = typer.Option(1, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 1,
 ) -> None:
     """Volumes (mL) or areas (mm²) over the cardiac cycle, and the clinical measures that follow from them.
 

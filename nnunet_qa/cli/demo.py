@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.device import chosen_device
+from nnunet_qa.cli.options import DeviceOption, StartAnew
 
 
 def register(app: typer.Typer) -> None:
@@ -22,9 +23,9 @@ def demo(
     dataset: str = typer.Option(
         "oct-chiu", "--dataset", metavar="SOURCE", help="Layout of the phantom, named as in `nnunet-qa convert`."
     ),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    device: DeviceOption = None,
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes of each step."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew instead of going on."),
+    overwrite: StartAnew = False,
 ) -> None:
     """Draw a phantom and run the loop on it: convert, plan, train, predict with quality, what to annotate next.
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.device import chosen_device
+from nnunet_qa.cli.options import DatasetOption, DeviceOption
 from nnunet_qa.errors import DatasetError, ModelError, SelectionError
+
+if TYPE_CHECKING:
+    from nnunet_qa.inference.case_montages import CaseRenderer
+    from nnunet_qa.inference.coded_dataset import CodedDataset
 
 _CURVE, _CONFUSION = "learning_curve.png", "confusion.png"
 _FOLDER, _JUDGED, _SUMMARY = "qa_evaluation", "qa_evaluation.csv", "qa_evaluation.json"
 _FIGURES = ("spearman", "aurc", "e_aurc", "auroc")
+_Drawing = Annotated[int, typer.Option("--jobs", "-np", min=1, help="Processes that draw.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    dataset: str = typer.Option(..., "-d", help="Dataset number or name."),
+    dataset: DatasetOption,
     configuration: str = typer.Option(..., "-c", help="Configuration: 2d, 3d_fullres, …"),
     plans: str = typer.Option("nnUNetPlans", "-p", "--plans", help="Plans identifier."),
     predictions: Path | None = typer.Option(None, "--predictions", help="Folder of predicted label maps with codes."),
@@ -63,8 +69,8 @@ def fit(
         "-o",
         help="Where to write. Default: nnUNet_results/DatasetXXX/qa/discriminator.pt, which QAsemiTrainer uses.",
     ),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes that draw."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    jobs: _Drawing = 2,
+    device: DeviceOption = None,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a discriminator that is there."),
 ) -> None:
     """Learn quality codes from people, cross-validation and simulated errors, whichever are given.
@@ -87,12 +93,7 @@ def fit(
     where = chosen_device(device)
     resnet18_regressor(weights)  # refuses weights of something else, before hours of drawing
     thresholds = _thresholds(known.settings, success, failure)
-    settings = known.settings
-    if window is not None:
-        settings = settings.model_copy(update={"window": window})
-    renderer = known.renderer(configuration, settings, slices=slices)
-    if window is not None and renderer.renderer.window is None:
-        raise SelectionError("--window is for CT; the images of this dataset each have percentiles of their own")
+    renderer = _renderer(known, configuration, window=window, slices=slices)
     montages = gather(
         known,
         renderer,
@@ -143,8 +144,8 @@ def evaluate(
     ),
     resamples: int = typer.Option(1000, "--resamples", min=0, help="Bootstrap draws; 0 for no intervals."),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of the bootstrap."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes that draw."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    jobs: _Drawing = 2,
+    device: DeviceOption = None,
 ) -> None:
     """Compare the codes of a discriminator with those of people, or with codes by Dice, or with both.
 
@@ -199,8 +200,8 @@ def predict(
     into_quality: bool = typer.Option(
         False, "--into-quality", help="Also add the column qa_code to the quality.csv beside the predictions."
     ),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes that draw."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    jobs: _Drawing = 2,
+    device: DeviceOption = None,
     overwrite: bool = typer.Option(False, "--overwrite", help="Code everything again instead of going on."),
 ) -> None:
     """Give each prediction of a folder a quality code: 0 success, 1 minor errors, 2 failure.
@@ -234,6 +235,17 @@ def _default_file(name: str) -> Path:
     from nnunet_qa.quality.discriminator_file import FILE_NAME
 
     return base_folder(RESULTS) / name / "qa" / FILE_NAME
+
+
+def _renderer(
+    known: CodedDataset, configuration: str, *, window: tuple[float, float] | None, slices: int | None
+) -> CaseRenderer:
+    """Draws the montages, with the window of the user in place of the one of qa.yaml."""
+    settings = known.settings if window is None else known.settings.model_copy(update={"window": window})
+    renderer = known.renderer(configuration, settings, slices=slices)
+    if window is not None and renderer.renderer.window is None:
+        raise SelectionError("--window is for CT; the images of this dataset each have percentiles of their own")
+    return renderer
 
 
 def _thresholds(settings: Any, success: float | None, failure: float | None) -> Any:

@@ -6,7 +6,7 @@ The first is the subcommand `folders`, which need not be named.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from nnunet_qa.cli import evaluate_codes
+from nnunet_qa.cli.options import DatasetJson, Processes
+
+if TYPE_CHECKING:
+    from nnunet_qa.evaluation.summary import Evaluation
 
 _DEFAULT = "folders"
 
@@ -52,15 +56,13 @@ def folders(
     predictions: Path = typer.Option(..., "-p", help="Folder of predicted label maps."),
     truths: Path = typer.Option(..., "-gt", help="Folder of true label maps, with the same names."),
     dataset: str | None = typer.Option(None, "-d", help="Dataset that gives dataset.json and cases.csv."),
-    dataset_json: Path | None = typer.Option(
-        None, "--dataset-json", help="Default: dataset.json in the folder of predictions, where nnU-Net writes it."
-    ),
+    dataset_json: DatasetJson = None,
     cases: Path | None = typer.Option(None, "--cases", help="Case table with the subjects. Default: that of -d."),
     output: Path | None = typer.Option(None, "-o", help="Where to write. Default: the folder of predictions."),
     failure_dice: float = typer.Option(0.5, "--failure-dice", min=0, max=1, help="A case has failed below this Dice."),
     resamples: int = typer.Option(1000, "--resamples", min=0, help="Bootstrap draws; 0 for no intervals."),
     seed: int = typer.Option(0, "--seed", min=0, help="Seed of the bootstrap."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
 ) -> None:
     """Compare predictions with the truth; with a quality.csv beside them, say how well Q finds failures.
 
@@ -102,10 +104,7 @@ def folders(
     summary.write_evaluation(
         folder, table, evaluation, about={name: str(value) for name, value in about.items() if value is not None}
     )
-    shown = Table("", "", show_header=False, title="Evaluation")
-    for name, text in evaluation.rows():
-        shown.add_row(name, text)
-    Console().print(shown)
+    _show(evaluation)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if not has_scores:
         console.print(
@@ -114,6 +113,13 @@ def folders(
     if known is None:
         console.print("No case table was given (-d or --cases), so every case counts as a subject of its own.")
     console.print(f"Wrote {', '.join(str(folder / name) for name in (summary.TABLE, summary.SUMMARY, summary.TEXT))}")
+
+
+def _show(evaluation: Evaluation) -> None:
+    shown = Table("", "", show_header=False, title="Evaluation")
+    for name, text in evaluation.rows():
+        shown.add_row(name, text)
+    Console().print(shown)
 
 
 def _with_case_table(dataset: str | None) -> str | None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.device import chosen_device
+from nnunet_qa.cli.options import DeviceOption
 from nnunet_qa.data.paths import RESULTS, base_folder, dataset_name
 from nnunet_qa.errors import ClickError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nnunet_qa.interaction.click_files import Mark
 
 PICTURE = "dice.png"
 
@@ -40,7 +47,7 @@ def interact(
     checkpoint: str = typer.Option("checkpoint_final.pth", "-chk", help="Checkpoint file in each fold."),
     disable_tta: bool = typer.Option(False, "--disable_tta", help="No mirroring of the prediction before any click."),
     previous: Path | None = typer.Option(None, "-prev_stage_predictions", help="Predictions of the previous stage."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    device: DeviceOption = None,
     overwrite: bool = typer.Option(False, "--overwrite", help="Predict everything again instead of going on."),
 ) -> None:
     """Correct predictions with clicks, and write the masks and a table of all clicks.
@@ -57,11 +64,9 @@ def interact(
         raise ClickError("-gt goes with --clicks; --simulate has label maps of its own")
 
     from nnunet_qa.config_limited_data import ClickMode
-    from nnunet_qa.data.pool import case_files
     from nnunet_qa.environment import set_up
     from nnunet_qa.inference.interactive import InteractivePredictor
     from nnunet_qa.inference.interactive_folder import CLICKS, SimulatedUser, interact_folder
-    from nnunet_qa.interaction.click_files import Mark, find_marks
     from nnunet_qa.reports.interaction_figures import dice_against_clicks
 
     known = [one.value for one in ClickMode]
@@ -76,10 +81,8 @@ def interact(
         device=chosen_device(device),
         mirroring=not disable_tta,
     )
-    content = predictor.predictor.dataset_json
     if clicks is not None:
-        cases = case_files(images, content["file_ending"], len(content["channel_names"]))
-        user: SimulatedUser | dict[str, list[Mark]] = find_marks(clicks, list(cases), content["labels"])
+        user: SimulatedUser | dict[str, list[Mark]] = _marks(clicks, images, predictor.predictor.dataset_json)
     else:
         user = SimulatedUser(number=number, mode=ClickMode(mode), least_error=least_error)
     table = interact_folder(
@@ -94,7 +97,21 @@ def interact(
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if table is not None:
         dice_against_clicks(output / PICTURE, table)
-        first = table[table["round"] == 0]["dice"].mean()
-        last = table.groupby(["case_id", "label"])["dice"].last().mean()
-        console.print(f"Mean Dice {first:.3f} without clicks, {last:.3f} with all of them; see {output / PICTURE}.")
+        console.print(f"{_gain(table)}; see {output / PICTURE}.")
     console.print(f"Wrote the masks and {output / CLICKS}.")
+
+
+def _marks(clicks: Path, images: Path, dataset_json: dict[str, Any]) -> dict[str, list[Mark]]:
+    """The clicks in files, by case."""
+    from nnunet_qa.data.pool import case_files
+    from nnunet_qa.interaction.click_files import find_marks
+
+    cases = case_files(images, dataset_json["file_ending"], len(dataset_json["channel_names"]))
+    return find_marks(clicks, list(cases), dataset_json["labels"])
+
+
+def _gain(table: pd.DataFrame) -> str:
+    """What all clicks together brought."""
+    first = table[table["round"] == 0]["dice"].mean()
+    last = table.groupby(["case_id", "label"])["dice"].last().mean()
+    return f"Mean Dice {first:.3f} without clicks, {last:.3f} with all of them"

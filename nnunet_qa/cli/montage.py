@@ -8,6 +8,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from nnunet_qa.cli.options import DatasetJson, Processes
+
 
 class View(str, Enum):
     """How a volume is cut, in the order of the axes of a volume in LPS orientation."""
@@ -27,9 +29,7 @@ def montage(
     images: Path = typer.Option(..., "-i", help="Folder of their images, named like case_0000.nii.gz."),
     output: Path = typer.Option(..., "-o", help="Where the pictures go."),
     dataset: str | None = typer.Option(None, "-d", help="Dataset that gives dataset.json."),
-    dataset_json: Path | None = typer.Option(
-        None, "--dataset-json", help="Default: dataset.json in the folder of predictions, where nnU-Net writes it."
-    ),
+    dataset_json: DatasetJson = None,
     channel: int = typer.Option(0, "--channel", min=0, help="Image channel that is shown."),
     window: tuple[float, float] | None = typer.Option(
         None,
@@ -47,7 +47,7 @@ def montage(
         None, "--tile", min=1, help="Pixels of a tile's longer side. Default: 168; for 2D images their own size."
     ),
     legend: bool = typer.Option(False, "--legend", help="Names of the classes beside their colours, below."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
     overwrite: bool = typer.Option(False, "--overwrite", help="Draw pictures again that are up to date."),
 ) -> None:
     """Draw each predicted case as one PNG: slices in gray on a grid, with the classes in colour.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from nnunet_qa.cli.options import ReplacePlans
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -15,7 +17,7 @@ def move_plans(
     target: str = typer.Option(..., "-t", metavar="DATASET", help="Number or name of the raw dataset with imagesUn."),
     plans: str = typer.Option("nnUNetPlans", "-sp", metavar="PLANS", help="Plans of the source."),
     identifier: str = typer.Option(..., "-tp", metavar="PLANS", help="Their name at the target."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
+    overwrite: ReplacePlans = False,
 ) -> None:
     """Give a dataset that needs no annotated case the plans of another, so that weights trained on one fit the other.
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from nnunet_qa.cli.options import Processes
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -17,7 +19,7 @@ def pairwise_dice(
     folders: list[Path] = typer.Option(..., "-i", help="Folder of a member's predictions; give one for each member."),
     dataset: str = typer.Option(..., "-d", help="Dataset whose dataset.json declares the labels."),
     output: Path = typer.Option(..., "-o", help="CSV file to write."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
 ) -> None:
     """Mean Dice over all pairs of several predictions of each case, for `nnunet-qa best-in-class --ensemble`.
 

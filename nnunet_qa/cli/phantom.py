@@ -8,6 +8,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from nnunet_qa.cli.options import DeleteEarlier
+
 
 class View(str, Enum):
     """What a cine shows."""
@@ -58,7 +60,7 @@ def cine(
     written: Format = typer.Option(Format.NIFTI, "--format", help="NIfTI series, or UK Biobank's DICOM zips."),
     annotated: Annotated = typer.Option(Annotated.ALL, "--annotated", help="Frames with a mask."),
     seed: int = typer.Option(0, "--seed", help="The same seed draws the same subjects."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew: delete what an earlier run wrote there."),
+    overwrite: DeleteEarlier = False,
 ) -> None:
     """Draw cine MR of subjects who differ in anatomy, disease, contrast and artefacts.
 
@@ -96,7 +98,7 @@ def dataset(
     frames: int | None = typer.Option(None, "--frames", min=3, help="Of one heartbeat. Default: 50 (sa), 100 (ao)."),
     seed: int = typer.Option(0, "--seed", help="The same seed draws the same subjects."),
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes of nnU-Net's check."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew: delete what an earlier run wrote there."),
+    overwrite: DeleteEarlier = False,
 ) -> None:
     """Draw subjects into a raw nnU-Net dataset whose cases are the volumes of single frames.
 
@@ -131,7 +133,7 @@ def cycle(
     ),
     annotated: Annotated = typer.Option(Annotated.ALL, "--annotated", help="Frames with a mask."),
     seed: int = typer.Option(0, "--seed", help="Of the noise that frames between the two images get."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Start anew: delete what an earlier run wrote there."),
+    overwrite: DeleteEarlier = False,
 ) -> None:
     """Build the whole heartbeat of real patients from an end-diastolic and an end-systolic volume each.
 

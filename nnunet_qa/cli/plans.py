@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from nnunet_qa.cli.options import ReplacePlans
 from nnunet_qa.data.plans import PlansError, Smaller, write_smaller_plans
 
 
@@ -36,7 +37,7 @@ def plans(
         metavar="LOW HIGH",
         help="Clip CT to this range of HU and scale it to 0 to 1; needs preprocessing anew.",
     ),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
+    overwrite: ReplacePlans = False,
 ) -> None:
     """Write smaller plans beside the existing ones.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from nnunet_qa.cli.options import DatasetOption, Processes
 from nnunet_qa.data.paths import preprocessed_dataset_folder, raw_dataset_folder, read_json, read_plans
 from nnunet_qa.errors import DatasetError
 
@@ -15,12 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def pool(
-    dataset: str = typer.Option(..., "-d", help="Dataset number or name."),
+    dataset: DatasetOption,
     configurations: list[str] = typer.Option(
         ["2d", "3d_fullres", "3d_lowres"], "-c", help="Configuration, repeatable. Default: those that the plans have."
     ),
     plans_identifier: str = typer.Option("nnUNetPlans", "-p", help="Plans identifier."),
-    jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Processes."),
+    jobs: Processes = 2,
 ) -> None:
     """Preprocess imagesUn/ for training, with the plan's own preprocessor.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from nnunet_qa.cli.device import Device, chosen_device
+from nnunet_qa.cli.device import chosen_device
+from nnunet_qa.cli.options import DeviceOption
 from nnunet_qa.data.paths import RESULTS, base_folder, dataset_name
 
 
@@ -37,7 +38,7 @@ def score(
     part_id: int = typer.Option(0, "-part_id", "--part-id", min=0, help="Which of them this is, from 0."),
     previous: Path | None = typer.Option(None, "-prev_stage_predictions", help="Predictions of the previous stage."),
     jobs: int = typer.Option(2, "--jobs", "-np", min=1, help="Background processes for reading, as many for writing."),
-    device: Device | None = typer.Option(None, "-device", help="Default: cuda where there is one, else cpu."),
+    device: DeviceOption = None,
     overwrite: bool = typer.Option(False, "--overwrite", help="Predict everything again instead of going on."),
 ) -> None:
     """Predict a folder of images and write quality.csv beside the segmentations.

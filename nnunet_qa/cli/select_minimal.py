@@ -14,6 +14,7 @@ from nnunet_qa.selection.minimal import Ranking
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 _SHOWN, _Q0 = 20, 0.9
 
@@ -84,14 +85,18 @@ def minimal(
     folder = output if output is not None else quality.parent
     write_minimal_set(folder / FILE_NAME, chosen)
     picture = minimal_set_picture(folder / "minimal_set.png", table, chosen, q0=q0, ranking=by)
-    shown = Table("rank", "case", "subject", "Q", "reason", title=f"S_m: annotate these {len(chosen)}")
-    for row in chosen.head(_SHOWN).itertuples(index=False):
-        shown.add_row(str(row.rank), str(row.case_id), str(row.subject_id), f"{row.q:.4f}", str(row.reason))
-    Console().print(shown)
+    _show(chosen)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     rest = f" (the first {_SHOWN} are shown)" if len(chosen) > _SHOWN else ""
     threshold = "" if q0 is None else f"q0 = {q0:g}. "
     console.print(f"{threshold}Wrote {folder / FILE_NAME}: {len(chosen)} cases{rest}, and {picture}.")
+
+
+def _show(chosen: pd.DataFrame) -> None:
+    shown = Table("rank", "case", "subject", "Q", "reason", title=f"S_m: annotate these {len(chosen)}")
+    for row in chosen.head(_SHOWN).itertuples(index=False):
+        shown.add_row(str(row.rank), str(row.case_id), str(row.subject_id), f"{row.q:.4f}", str(row.reason))
+    Console().print(shown)
 
 
 def _looks(dataset: str, cases: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from nnunet_qa.cli.options import ReplacePlans
 from nnunet_qa.cli.plans import numbers
 
 
@@ -29,7 +30,7 @@ def transfer(
         None, "--patch-size", metavar="N,N[,N]", help="Default: the planned one, rounded to what the network can halve."
     ),
     batch_size: int | None = typer.Option(None, "--batch-size", metavar="N", help="Patches a batch; default: planned."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace other plans of this name."),
+    overwrite: ReplacePlans = False,
 ) -> None:
     """Write plans and weights with which one dataset's training starts from another's, such as OCT from CT.
 

@@ -166,14 +166,19 @@ def transfer(
     weights = _fitted_weights(stored.weights, _trainer_class(stored.trainer, file), source, target, file)
     origin = f"{source.plans.dataset_name}_{model_folder.resolve().name}_fold_{fold}_{file.stem}"
     result = folder / f"{identifier}_from_{origin}.pth"
-    # a file object, because torch names the system's error (a full disk) only then
-    with replacing(result) as temporary, temporary.open("wb") as opened:
-        torch.save({"network_weights": weights, "trainer_name": stored.trainer}, opened)
+    _save(result, weights, stored.trainer)
     write_json(path, new)
     data = folder / target.configuration.data_identifier
     if not data.is_dir():
         logger.warning("%s: not there yet; run `nnUNetv2_preprocess` with the plans %s first", data, plans)
     return Transfer(plans=path, weights=result, trainer=stored.trainer, changes=_changes(source, before, target))
+
+
+def _save(path: Path, weights: dict[str, torch.Tensor], trainer: str) -> None:
+    """Write a file for nnU-Net's `-pretrained_weights`."""
+    # a file object, because torch names the system's error (a full disk) only then
+    with replacing(path) as temporary, temporary.open("wb") as opened:
+        torch.save({"network_weights": weights, "trainer_name": trainer}, opened)
 
 
 def transferred_plans(

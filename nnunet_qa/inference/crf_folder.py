@@ -189,33 +189,33 @@ def apply_folder(
         library()
     reader = CaseReader.of(dataset_json, source)
     found = probability_files(probabilities)
-    known = case_images(images, reader.file_ending)
-    for case in found:
-        if case not in known:
-            raise DatasetError(
-                f'{images}: holds no image of the case "{case}" ({case}_0000{reader.file_ending}); give the images '
-                "that were predicted with -i"
-            )
+    cases = _cases(found, images, reader.file_ending)
     _begin(output, settings, overwrite=overwrite)
     write_json(output / "dataset.json", dict(dataset_json))
-    # joblib keeps its processes, and they stay in the folder where they were started
+    targets = [output.absolute() / f"{case.case_id}{reader.file_ending}" for case in cases]
     calls = [
-        delayed(_apply)(
-            CRFCase(
-                case_id=case,
-                probabilities=path.absolute(),
-                images=tuple(image.absolute() for image in known[case]),
-            ),
-            output.absolute() / f"{case}{reader.file_ending}",
-            reader,
-            settings,
-        )
-        for case, path in found.items()
-        if not _is_newer(output / f"{case}{reader.file_ending}", path)
+        delayed(_apply)(case, target, reader, settings)
+        for case, target in zip(cases, targets, strict=True)
+        if not _is_newer(target, case.probabilities)
     ]
     for _ in track(Parallel(n_jobs=jobs, return_as="generator")(calls), "refining", len(calls)):
         pass
-    return len(found)
+    return len(cases)
+
+
+def _cases(found: Mapping[str, Path], images: Path, ending: str) -> list[CRFCase]:
+    """Each case with its images; absolute, for joblib's processes stay in the folder where they were started."""
+    known = case_images(images, ending)
+    for case in found:
+        if case not in known:
+            raise DatasetError(
+                f'{images}: holds no image of the case "{case}" ({case}_0000{ending}); give the images that were '
+                "predicted with -i"
+            )
+    return [
+        CRFCase(case_id=case, probabilities=path.absolute(), images=tuple(image.absolute() for image in known[case]))
+        for case, path in found.items()
+    ]
 
 
 def _begin(output: Path, settings: CRFSettings, *, overwrite: bool) -> None:

@@ -90,28 +90,10 @@ def minimal_set(
     rows = rows.sort_values(["utility", "case_id"], ascending=[False, True], kind="stable", ignore_index=True)
     decisive = decisive_q(rows, ranking)
     chosen = rows if q0 is None else rows[decisive < q0]
-    if chosen.empty:
-        hint = ", or give a number of cases instead" if number is None else ""
-        raise SelectionError(
-            f"the minimal set is empty: no candidate of {len(rows)} has {decisive.name} below q0 = {q0:g} (the lowest "
-            f"is {decisive.min():.4g}); the model agrees with itself on all of them. Raise q0{hint}"
-        )
-    if len(chosen) == len(rows) and number is None and per_subject is None:
-        raise SelectionError(
-            f"the minimal set is everything: all {len(rows)} candidates have {decisive.name} below q0 = {q0:g} (the "
-            f"highest is {decisive.max():.4g}). Train the first model longer, lower q0, or limit the number of cases"
-        )
+    if q0 is not None:
+        _check_size(decisive, len(chosen), q0, number=number, per_subject=per_subject)
     if features is not None:
-        vectors = np.stack([features[case] for case in chosen["case_id"]])
-        order = diverse_order(
-            chosen["utility"].to_numpy(),
-            vectors,
-            annotated,
-            number=number or len(chosen),
-            subjects=chosen["subject_id"].tolist(),
-            per_subject=per_subject,
-        )
-        chosen = chosen.iloc[order]
+        chosen = _diverse(chosen, features, annotated, number=number, per_subject=per_subject)
     elif per_subject is not None:
         chosen = chosen[chosen.groupby("subject_id").cumcount() < per_subject]
     if number is not None:
@@ -124,6 +106,41 @@ def minimal_set(
     reason += [f"at most {per_subject} a subject"] if per_subject is not None else []
     reason += ["diverse"] if features is not None else []
     return chosen.assign(rank=chosen.index + 1, reason=", ".join(reason))[list(COLUMNS)]
+
+
+def _check_size(decisive: pd.Series, chosen: int, q0: float, *, number: int | None, per_subject: int | None) -> None:
+    """Refuse a set that is empty, or everything that there is though nothing limits it."""
+    if not chosen:
+        hint = ", or give a number of cases instead" if number is None else ""
+        raise SelectionError(
+            f"the minimal set is empty: no candidate of {len(decisive)} has {decisive.name} below q0 = {q0:g} (the "
+            f"lowest is {decisive.min():.4g}); the model agrees with itself on all of them. Raise q0{hint}"
+        )
+    if chosen == len(decisive) and number is None and per_subject is None:
+        raise SelectionError(
+            f"the minimal set is everything: all {chosen} candidates have {decisive.name} below q0 = {q0:g} (the "
+            f"highest is {decisive.max():.4g}). Train the first model longer, lower q0, or limit the number of cases"
+        )
+
+
+def _diverse(
+    chosen: pd.DataFrame,
+    features: Mapping[str, np.ndarray],
+    annotated: np.ndarray | None,
+    *,
+    number: int | None,
+    per_subject: int | None,
+) -> pd.DataFrame:
+    """The chosen cases in an order in which each differs from those before it, within the limits."""
+    order = diverse_order(
+        chosen["utility"].to_numpy(),
+        np.stack([features[case] for case in chosen["case_id"]]),
+        annotated,
+        number=number or len(chosen),
+        subjects=chosen["subject_id"].tolist(),
+        per_subject=per_subject,
+    )
+    return chosen.iloc[order]
 
 
 def utility(rows: pd.DataFrame, ranking: Ranking) -> pd.Series:
