@@ -149,6 +149,10 @@ def test_hostile_files_never_stop_the_others(source: Path, tmp_path: Path, raw: 
     for base in (raw, raw.parent / "nnUNet_preprocessed"):
         assert [path.name for path in base.iterdir()] == [folder.name]
     assert {path.name for path in raw.parents[1].iterdir()} == {"source", "outside.nii.gz", "nnunet"}
+    with pytest.raises(DatasetError, match=r"rp_im/1.nii.gz: is a second file of that name beside 1.nii"):
+        covid_radiopaedia.convert(source, 702, options=Options(strict=True))
+    (source / "rp_im" / "1.nii").unlink()
+    (source / "rp_msk" / "lost.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"cut.nii.gz"):
         covid_radiopaedia.convert(source, 702, options=Options(strict=True))
 
