@@ -33,7 +33,7 @@ from nnunet_qa.dataset_conversion.ukbiobank_nifti import (
 )
 from nnunet_qa.dataset_conversion.ukbiobank_series import Stack, build_stack
 from nnunet_qa.dataset_conversion.ukbiobank_views import UKBB, VIEWS, View, relabelled
-from nnunet_qa.dataset_conversion.ukbiobank_zip import read_images
+from nnunet_qa.dataset_conversion.ukbiobank_zip import read_images, uids_of_others
 from nnunet_qa.errors import DatasetError, nearest
 
 REFERENCE = "UK Biobank, data fields 20208, 20209 and 20210"
@@ -117,7 +117,7 @@ def read_stack(found: Found) -> Iterator[Case | LeftOut]:
         images, notes = read_images(found.path, view.series)
         if not images:
             raise DatasetError(f"{found.path}: holds no series {view.series.pattern}")
-        yield from (LeftOut(found.stack_id, note) for note in notes)
+        yield from notes
         stack = build_stack(images, where=str(found.path), annotated=contours)
         yield from (LeftOut(found.stack_id, note) for note in stack.notes)
         del images
@@ -174,18 +174,18 @@ def _annotation(found: Found, view: View, stack: Stack, contours: Contours) -> A
         return annotation
     annotation = Annotation()
     names = {name for name, _ in view.contours}
-    without_image = 0
-    for uid, of_image in contours.items():
-        if names.isdisjoint(of_image):
-            continue
+    of_view = {uid: of_image for uid, of_image in contours.items() if not names.isdisjoint(of_image)}
+    without_image = of_view.keys() - stack.places.keys()
+    if without_image and stack.places:  # a workspace holds the contours of all views, some by the same name
+        without_image -= uids_of_others(found.path, view.series)
+    for uid, of_image in of_view.items():
         if uid not in stack.places:
-            without_image += 1
             continue
         frame, index = stack.places[uid]
         label = annotation.labels.setdefault(frame, np.zeros(stack.image.shape[1:], dtype=np.uint8))
         label[index] = fill(of_image, (label.shape[1], label.shape[2]), view.contours)
     if without_image:
-        reason = f"contours of {without_image} images that are not in {found.path.name}"
+        reason = f"contours of {len(without_image)} images that are not in {found.path.name} or were not taken from it"
         annotation.left_out.append(LeftOut(str(found.contours[0]), reason, bad=True))
     elif found.contours and not annotation.labels:
         reason = f"has no contour of this view ({', '.join(sorted(names)) or 'none is known'})"

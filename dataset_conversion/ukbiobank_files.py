@@ -98,14 +98,15 @@ def find_stacks(
     Raises:
         DatasetError: a folder is missing, or holds no images of the view.
     """
-    files, left_out = _collect(source, annotations, view)
+    files, left_out = _collect(source, annotations, view, subjects)
     units: dict[str, Unit] = {}
     for (subject, visit), found in sorted(files.items()):
         if subjects is not None and subject not in subjects:
             continue
         if not found.images:
-            annotated = [*found.labels.values(), *found.contours]
-            left_out += [LeftOut(str(path), "has no image of this view", bad=True) for path in annotated]
+            reason, drawn_in_it = "has no image of this view", bool(VIEWS[view].contours)
+            left_out += [LeftOut(str(path), reason, bad=True) for path in found.labels.values()]
+            left_out += [LeftOut(str(path), reason, bad=drawn_in_it) for path in found.contours]
             continue
         # a converted series comes first, for the masks beside it were drawn on its grid
         path, *others = sorted(found.images, key=lambda path: path.suffix.lower() == ".zip")
@@ -143,7 +144,9 @@ def read_subjects(path: Path) -> set[str]:
     return names
 
 
-def _collect(source: Path, annotations: Path, view: str) -> tuple[dict[tuple[str, str], _Files], list[LeftOut]]:
+def _collect(
+    source: Path, annotations: Path, view: str, subjects: Collection[str] | None
+) -> tuple[dict[tuple[str, str], _Files], list[LeftOut]]:
     """Files by subject and visit."""
     uses: dict[Path, set[str]] = defaultdict(set)  # one of the folders may lie in the other
     left_out: list[LeftOut] = []
@@ -161,7 +164,7 @@ def _collect(source: Path, annotations: Path, view: str) -> tuple[dict[tuple[str
             contours += [path] if _MASKS in used else []
         else:
             left_out += _sort_in(path, view, files, used)
-    return files, left_out + _sort_contours(contours, files, view)
+    return files, left_out + _sort_contours(contours, files, view, subjects)
 
 
 def _walk(root: Path) -> tuple[list[Path], list[LeftOut]]:
@@ -211,12 +214,16 @@ def _owner(folder: str) -> tuple[str, str]:
     return (match.group(1), match.group(2)) if match else (folder, FIRST_VISIT)
 
 
-def _sort_contours(paths: list[Path], files: dict[tuple[str, str], _Files], view: str) -> list[LeftOut]:
+def _sort_contours(
+    paths: list[Path], files: dict[tuple[str, str], _Files], view: str, subjects: Collection[str] | None
+) -> list[LeftOut]:
     """Put XML files to their subjects: `<eid>.cvi42wsx`, `<eid>_….xml`, or any name in a folder `<eid>`."""
     left_out = []
     for path in paths:
         names = (path.name.split(".")[0], re.split(r"[._ -]", path.name)[0], path.parent.name)
         owner = next((_owner(name) for name in names if _owner(name) in files), None)
+        if owner is None and subjects is not None and not any(_owner(name)[0] in subjects for name in names):
+            continue  # as masks of those who are not wanted
         if owner is None:
             reason = "belongs to no subject that is here; name it <eid>.cvi42wsx"
             left_out.append(LeftOut(str(path), reason, bad=bool(VIEWS[view].contours)))

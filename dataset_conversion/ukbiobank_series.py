@@ -19,6 +19,7 @@ from nnunet_qa.dataset_conversion.ukbiobank_zip import Image
 from nnunet_qa.errors import ImageError
 
 _NUMBER = re.compile(r"_b(\d+)$", re.IGNORECASE)
+_DIGITS = 3  # of the number of a slice; a heart has about twelve
 _PARALLEL = 1e-3  # of direction cosines, which files round
 _UNEVEN = 0.25  # of the distance of slices; a slice that is missing makes 1.0
 _FAR = 1.5  # times the stated distance of slices
@@ -100,7 +101,7 @@ def _groups(images: Sequence[Image]) -> list[list[Image]]:
     groups: dict[object, list[Image]] = defaultdict(list)
     numbered = [image for image in images if _NUMBER.search(image.series)]
     for image in numbered:
-        groups[int(_NUMBER.findall(image.series)[-1])].append(image)
+        groups[_slice_number(image)].append(image)
     if not numbered:
         for image in images:
             groups[tuple(np.rint(image.position / _PLACE).astype(int).tolist())].append(image)
@@ -189,8 +190,15 @@ def _shifted(slices: Sequence[Sequence[Image]]) -> list[str]:
 
 
 def _order(found: Sequence[Image]) -> tuple[int, int, int]:
-    number = _NUMBER.findall(found[0].series)
-    return (int(number[-1]) if number else 0, *min(image.order for image in found))
+    return (_slice_number(found[0]), *min(image.order for image in found))
+
+
+def _slice_number(image: Image) -> int:
+    """The number that the name of a series ends in, 0 where it has none."""
+    match = _NUMBER.search(image.series)
+    if match is not None and len(match.group(1)) > _DIGITS:
+        raise ImageError(f"{image.name}: is of series {image.series[:60]}, and no heart has so many slices; not read")
+    return int(match.group(1)) if match is not None else 0
 
 
 def _frames(slices: Sequence[Sequence[Image]]) -> int:

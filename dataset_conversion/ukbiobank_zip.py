@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from nnunet_qa.dataset_conversion.engine import LeftOut
 from nnunet_qa.dataset_conversion.ukbiobank_manifest import NAMES, read_manifest
 from nnunet_qa.errors import DatasetError, ImageError
 
@@ -61,7 +64,7 @@ class Image:
     pixels: np.ndarray
 
 
-def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[str]]:
+def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[LeftOut]]:
     """Read the images of the wanted series.
 
     Args:
@@ -69,7 +72,8 @@ def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[
         wanted: matches the names of series.
 
     Returns:
-        The images, and what is wrong with the manifest: without it, the names of series are those of the DICOM files.
+        The images; and what is wrong with the manifest, without which the names of series are those of the DICOM files,
+        or with the zip, which may lack images that the manifest lists.
 
     Raises:
         DatasetError: the zip is cut off or encrypted, an entry climbs out of it, or it expands to too much.
@@ -81,10 +85,8 @@ def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[
             _check_entries(path, entries)
             listed, notes = _manifest(path, zipped, entries)
             images, unpacked = [], 0
-            for entry in entries:
-                name = PurePosixPath(entry.filename).name
-                series = listed.get(name)
-                if not name.lower().endswith(".dcm") or (series is not None and not wanted.fullmatch(series)):
+            for entry, series in _dicom_files(entries, listed):
+                if series is not None and not wanted.fullmatch(series):
                     continue
                 image = _read_image(f"{path}: {entry.filename}", zipped.read(entry), series, wanted)
                 images += [image] if image is not None else []
@@ -95,8 +97,35 @@ def read_images(path: Path, wanted: re.Pattern[str]) -> tuple[list[Image], list[
         raise DatasetError(f"{path}: cannot be read as a zip (cut off? download it again): {error}") from error
     missing = sum(wanted.fullmatch(series) is not None for series in listed.values()) - len(images)
     if missing > 0:
-        notes.append(f"{missing} of the images that the manifest lists are not in the zip")
+        reason = f"{missing} of the images that the manifest lists are not in the zip"
+        notes.append(LeftOut(str(path), reason, bad=True))
     return images, notes
+
+
+def uids_of_others(path: Path, wanted: re.Pattern[str]) -> set[str]:
+    """SOPInstanceUIDs of the images that `read_images` passes over in a zip that it has read, such as other views'."""
+    found = set()
+    with zipfile.ZipFile(path) as zipped:
+        entries = [entry for entry in zipped.infolist() if not entry.is_dir()]
+        listed, _ = _manifest(path, zipped, entries)
+        for entry, series in _dicom_files(entries, listed):
+            if series is not None and wanted.fullmatch(series):
+                continue
+            with contextlib.suppress(Exception):  # contours of a damaged image count as lost
+                header = _dataset(zipped.read(entry), ["SOPInstanceUID", "SeriesDescription"])
+                if series is not None or not wanted.fullmatch(str(header.get("SeriesDescription", ""))):
+                    found.add(str(header.SOPInstanceUID))
+    return found
+
+
+def _dicom_files(
+    entries: Sequence[zipfile.ZipInfo], listed: Mapping[str, str]
+) -> Iterator[tuple[zipfile.ZipInfo, str | None]]:
+    """DICOM files and their series in the manifest, None for those that it does not list."""
+    for entry in entries:
+        name = PurePosixPath(entry.filename).name
+        if name.lower().endswith(".dcm"):
+            yield entry, listed.get(name)
 
 
 def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -119,22 +148,28 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         raise DatasetError(f"{path}: expands to {len(entries)} files of {total} bytes (a zip bomb?); not read")
 
 
-def _manifest(path: Path, zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> tuple[dict[str, str], list[str]]:
+def _manifest(
+    path: Path, zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo]
+) -> tuple[dict[str, str], list[LeftOut]]:
     for entry in entries:
         if PurePosixPath(entry.filename).name.lower() in NAMES:
             try:
-                return read_manifest(zipped.read(entry), f"{path}: {entry.filename}"), []
+                return read_manifest(zipped.read(entry), entry.filename), []
             except DatasetError as error:
-                return {}, [str(error)]
-    return {}, [f"{path}: has no {NAMES[0]}"]
+                return {}, [LeftOut(str(path), str(error))]
+    return {}, [LeftOut(str(path), f"has no {NAMES[0]}")]
+
+
+def _dataset(content: bytes, tags: list[str]) -> pydicom.Dataset:
+    if _DEFLATED in content[:1024]:
+        raise ValueError("its contents are compressed once more, which UK Biobank does not do")
+    return pydicom.dcmread(io.BytesIO(content), specific_tags=tags)
 
 
 def _read_image(name: str, content: bytes, listed: str | None, wanted: re.Pattern[str]) -> Image | None:
     """The image, or None where it is of another series."""
     try:
-        if _DEFLATED in content[:1024]:
-            raise ValueError("its contents are compressed once more, which UK Biobank does not do")
-        dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=_TAGS)
+        dataset = _dataset(content, _TAGS)
         series = listed if listed is not None else str(dataset.get("SeriesDescription", ""))
         if not wanted.fullmatch(series):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -240,6 +241,48 @@ def test_real_pixels_come_back_voxel_for_voxel(tmp_path: Path, raw: Path, real_d
     write_labels(tmp_path / "z", "1", real, annotated="ed_es")
     converted = convert(tmp_path / "z", 131)
     check_frames(converted, "1_sa", image, geometry(real), {0: mask[0], 1: mask[1]})
+
+
+def test_contours_of_other_views_do_no_harm(tmp_path: Path, raw: Path) -> None:
+    rng = np.random.default_rng(0)
+    drawn = {chambers: draw_long_axis(rng, chambers=chambers, frames=4, shape=(40, 36)) for chambers in (2, 4)}
+    zipped = write_long_axis_zip(tmp_path / "z", "3", [acquisition for acquisition, _ in drawn.values()], rng)
+    for chambers, (acquisition, mask) in drawn.items():
+        path = tmp_path / "z" / "3" / f"{chambers}.xml"
+        write_cvi42(path, zipped, mask, frames=[0, 2], contours=LONG_AXIS_CONTOURS, name=acquisition.name)
+    strict = Options(strict=True)
+    for chambers, (acquisition, mask) in drawn.items():
+        folder = convert(tmp_path / "z", 131 + chambers, view=f"la_{chambers}ch", options=strict)
+        check_frames(folder, f"3_la_{chambers}ch", acquisition.image, acquisition.place, {0: mask[0], 2: mask[2]})
+        assert "left out" not in report(folder)
+    path.write_text(re.sub(r'(?<=key=")[0-9.]{9,}(?=")', r"\g<0>9", path.read_text()))
+    with pytest.raises(DatasetError, match=r"contours of 2 images that are not in 3_20208_2_0\.zip"):
+        convert(tmp_path / "z", 137, view="la_2ch", options=strict)
+
+
+def test_files_of_subjects_that_are_not_wanted_do_no_harm(tmp_path: Path, raw: Path, cine: Cine) -> None:
+    zipped = write_ukbiobank_zip(tmp_path / "z", "1", cine, np.random.default_rng(0))
+    write_cvi42(tmp_path / "z" / "1.xml", zipped, cine.mask, frames=[0])
+    for name in ("2.cvi42wsx", "3_0.xml", "4/work.xml"):
+        write_cvi42(tmp_path / "z" / name, zipped, cine.mask, frames=[0])
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("1\n", encoding="utf-8")
+    assert "left out" not in report(convert(tmp_path / "z", 131, subjects=wanted, options=Options(strict=True)))
+    wanted.write_text("1\n4\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"work\.xml: belongs to no subject that is here"):
+        convert(tmp_path / "z", 132, subjects=wanted, options=Options(strict=True))
+
+
+def test_contours_are_no_loss_to_a_view_that_knows_none(tmp_path: Path, raw: Path, cine: Cine) -> None:
+    zipped = write_ukbiobank_zip(tmp_path / "other", "2", cine, np.random.default_rng(0))
+    write_cvi42(tmp_path / "z" / "2" / "work.xml", zipped, cine.mask, frames=[0])
+    write_labels(tmp_path / "z", "2", cine, annotated="ed_es")
+    rng = np.random.default_rng(0)
+    aorta = aortic_cine(rng, frames=4, shape=(64, 66), spacing=(6.0, 3.2, 3.4))
+    write_ukbiobank_zip(tmp_path / "z", "1", aorta, rng)
+    (tmp_path / "z" / "2" / "label_ao_ED.nii.gz").write_bytes(b"")
+    _, found = find_stacks(tmp_path / "z", annotations=tmp_path / "z", view="ao", scheme="ukbb", frames="all")
+    assert [(Path(one.name).name, one.bad) for one in found] == [("label_ao_ED.nii.gz", True), ("work.xml", False)]
 
 
 def test_frames_and_subjects_can_be_chosen(tmp_path: Path, raw: Path, cine: Cine) -> None:

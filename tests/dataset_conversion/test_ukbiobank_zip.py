@@ -15,6 +15,7 @@ import pytest
 from nnunet_qa.data.cine_dicom import Acquisition, write_series_zip
 from nnunet_qa.data.images import Geometry
 from nnunet_qa.dataset_conversion import ukbiobank_zip
+from nnunet_qa.dataset_conversion.engine import LeftOut
 from nnunet_qa.dataset_conversion.ukbiobank_series import Stack, build_stack
 from nnunet_qa.dataset_conversion.ukbiobank_views import VIEWS
 from nnunet_qa.dataset_conversion.ukbiobank_zip import read_images
@@ -59,7 +60,7 @@ def test_manifest_and_headers_give_the_same_stack(tmp_path: Path) -> None:
     without = edited(path, lambda *_: True)
     images, notes = read_images(without, SERIES)
     np.testing.assert_array_equal(build_stack(images, where="x").image, PIXELS)
-    assert notes == [f"{without}: has no manifest.csv"]
+    assert notes == [LeftOut(str(without), "has no manifest.csv")]
 
 
 def test_only_wanted_series_are_read(tmp_path: Path) -> None:
@@ -84,7 +85,8 @@ def test_files_that_the_manifest_lists_and_are_not_there_are_counted(tmp_path: P
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "2.zip", "w") as target:
         for name in source.namelist()[2:]:
             target.writestr(name, source.read(name))
-    assert read_images(tmp_path / "2.zip", SERIES)[1] == ["2 of the images that the manifest lists are not in the zip"]
+    reason = "2 of the images that the manifest lists are not in the zip"
+    assert read_images(tmp_path / "2.zip", SERIES)[1] == [LeftOut(str(tmp_path / "2.zip"), reason, bad=True)]
 
 
 def test_of_several_series_the_last_or_the_annotated_one(tmp_path: Path) -> None:
@@ -159,6 +161,7 @@ def _set(found: pydicom.Dataset, keyword: str, value: object) -> bool:
         (lambda _, frame, index: index != 1, "has no series _b2, and its slices are 20.0 mm apart where the files"),
         (lambda d, frame, index: index or _set(d, "ImagePositionPatient", [1, 2, -27]), "is a slice missing"),
         (lambda d, frame, index: index or _set(d, "ImageOrientationPatient", [0, 1, 0, 1, 0, 0]), "is not parallel"),
+        (lambda d, *_: _set(d, "SeriesDescription", "CINE_segmented_SAX_b99999999999"), "no heart has so many slices"),
         (lambda d, frame, index: frame != 3 or _set(d, "TriggerTime", "60"), "is of the same time"),
         (lambda d, frame, index: frame or _set(d, "ImagePositionPatient", [1, 2, 8]), "lies elsewhere|slice missing"),
         (lambda d, frame, index: index or _set(d, "PixelSpacing", [3, 3]), "has another size or spacing"),
