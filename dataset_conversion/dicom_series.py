@@ -26,7 +26,7 @@ _TAGS = (
 )  # fmt: skip
 _PLACE = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _DICOM_ENDINGS = (".dcm", ".ima", ".dicom")
-_TURNED = 2e-3  # of direction cosines, which scanners round differently within one series
+_TURNED = 1.01e-3  # of direction cosines, which scanners round differently, to three decimals, within one series
 _SAME = 1e-3  # mm; positions are decimal texts
 _UNEVEN = 0.1  # part of the slice distance
 _SHEAR = 0.1  # mm
@@ -123,7 +123,7 @@ def _in_order(series: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Data
             raise ImageError(f"{path}: holds several frames; convert it to NIfTI first")
     first = series[0][1]
     cosines = np.array([header.ImageOrientationPatient for _, header in series], dtype=np.float64)
-    turned = np.abs(cosines - cosines[0]).max(axis=1) > _TURNED
+    turned = ~(np.abs(cosines - cosines[0]).max(axis=1) <= _TURNED)  # true for NaN too
     for (path, header), other in zip(series, turned, strict=True):
         if other or any(header.get(keyword) != first.get(keyword) for keyword in ("Rows", "Columns", "PixelSpacing")):
             raise ImageError(f"{path}: differs in size or orientation from {series[0][0].name} of the same series")

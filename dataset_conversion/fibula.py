@@ -181,9 +181,6 @@ def read_patient(patient: Patient, *, settings: Settings) -> Iterator[Case | Lef
     image, geometry, notes = _read_image(patient)
     yield from (LeftOut(patient.name, note) for note in notes)
     sides = _read_sides(patient, image, geometry, settings) if patient.masks else None
-    if settings.hu_clip is not None:
-        whole = np.issubdtype(image.dtype, np.integer) and all(float(bound).is_integer() for bound in settings.hu_clip)
-        image = np.clip(image, *settings.hu_clip).astype(image.dtype if whole else np.float32)
     if settings.sides is Sides.SPLIT:
         for leg in legs_of(image, sides, geometry, patient.name):
             yield _case_of(patient, leg, image, sides, geometry, settings)
@@ -195,6 +192,14 @@ def read_patient(patient: Patient, *, settings: Settings) -> Iterator[Case | Lef
         reason = f"its {bare.side} leg has no mask and would be labelled as background; use --sides split"
         found = LeftOut(patient.name, reason, bad=True)
     yield found
+
+
+def _clipped(image: np.ndarray, hu_clip: tuple[float, float] | None) -> np.ndarray:
+    """Only what is written is clipped: in clipped values air may pass for tissue, and bone be gone."""
+    if hu_clip is None:
+        return image
+    whole = np.issubdtype(image.dtype, np.integer) and all(float(bound).is_integer() for bound in hu_clip)
+    return np.clip(image, *hu_clip).astype(image.dtype if whole else np.float32)
 
 
 def _read_image(patient: Patient) -> tuple[np.ndarray, Geometry, list[str]]:
@@ -296,7 +301,7 @@ def _case_of(
     return Case(
         case_id=name,
         role=Role.UNLABELLED if label is None else Role.TEST if patient.test else Role.LABELLED,
-        images=[np.ascontiguousarray(part)],
+        images=[np.ascontiguousarray(_clipped(part, settings.hu_clip))],
         label=label,
         geometry=from_index(geometry, start),
         row={"subject_id": patient.case_id, "stack_id": patient.case_id, "side": leg.side, "mirrored": int(mirrored)},

@@ -141,7 +141,7 @@ def _of_fibula(masks: list[Path], patient: str, source: Path, left_out: list[Lef
             kept.append(path)
         else:
             reason = "is one of several masks and its name does not say fibula, mask or a side; rename it if it is one"
-            left_out.append(LeftOut(_shown(path, source), reason))
+            left_out.append(LeftOut(_shown(path, source), reason, bad=True))
     return kept
 
 
