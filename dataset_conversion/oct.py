@@ -192,7 +192,8 @@ def frame_bscan(
         pixels[padding] = 0
     rows = slice(band.top, band.bottom)
     if fluid is not None and (lost := drawn - int(np.count_nonzero(fluid[rows]))):
-        yield LeftOut(f"{case.case_id}: {lost} of {drawn} fluid pixels", "the crop cuts them off; raise --crop-rows")
+        what = f"{case.case_id}: {lost} of {drawn} fluid pixels"
+        yield LeftOut(what, "the crop cuts them off; raise --crop-rows", bad=True)
     place = (band.top, 0, band.rows, image.shape[1], *image.shape)
     yield Case(
         case_id=case.case_id,

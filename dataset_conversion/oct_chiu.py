@@ -101,10 +101,13 @@ def find_subjects(source: Path) -> tuple[dict[str, Path], list[LeftOut]]:
         raise DatasetError(f"{source}: no such folder; give the folder 2015_BOE_Chiu with -i")
     found: dict[str, Path] = {}
     left_out: list[LeftOut] = []
-    for folder in (source, source / "2015_BOE_Chiu"):
+    inner = source / "2015_BOE_Chiu"
+    for folder in (source, inner):
         others: list[LeftOut] = []
         for path in sorted(folder.glob("[!.]*")):
             match = _FILE.fullmatch(path.name)
+            if match is None and path == inner:
+                continue
             if match is None:
                 others.append(LeftOut(str(path), "is not named Subject_<n>.mat; not read"))
                 continue
@@ -112,7 +115,7 @@ def find_subjects(source: Path) -> tuple[dict[str, Path], list[LeftOut]]:
             if found.setdefault(subject, path) != path:
                 reason = f"is a second file of subject {subject} beside {found[subject]}, which was taken; remove one"
                 left_out.append(LeftOut(str(path), reason, bad=True))
-        if len(others) < len(list(folder.glob("[!.]*"))):
+        if found:  # whatever lies beside the folder of the set is none of its business
             left_out += others
     if not found:
         raise DatasetError(f"{source}: no Subject_01.mat … there; give the folder 2015_BOE_Chiu with -i")

@@ -186,9 +186,14 @@ def _visible(folder: Path) -> list[Path]:
 
 def _unfit(folder: Path, folders: tuple[str, ...] = SPLITS) -> Iterator[LeftOut]:
     """What in the folder of a stack has a name that the layout does not know there; a picture may be a lost B-scan."""
+    read: dict[str, Path] = {}
     for entry in _visible(folder):
         name = entry.name.lower()
         if entry.is_dir() and name in folders:
+            if read.setdefault(name, entry) != entry:
+                reason = f"is a second folder {name} beside {read[name].name}, which was taken; put them together"
+                yield LeftOut(str(entry), reason, bad=True)
+                continue
             yield from _unfit(entry, _INSIDE.get(name, ()))
         elif entry.is_dir() or folders in (SPLITS, _PARTS) or _number(entry) is None:
             picture = entry.suffix.lower() in ENDINGS

@@ -249,6 +249,8 @@ def test_a_crop_that_cuts_fluid_off_is_said(
     assert row.crop_rows == 8
     lost = f"S01_bscan00: {fluid.sum() - kept} of {fluid.sum()} fluid pixels: left out: the crop cuts them off"
     assert lost in caplog.text
+    with pytest.raises(DatasetError, match="the crop cuts them off"):
+        oct_chiu.convert(source, 9, framing=Framing(crop_rows=8, size=None), options=Options(strict=True))
 
 
 WRONG_FILES = {
@@ -337,6 +339,16 @@ def test_the_parent_folder_will_do(chiu_source: Path) -> None:
     found, left_out = oct_chiu.find_subjects(chiu_source.parent)
     assert not left_out  # whatever lies beside the folder is none of its business
     assert list(found) == ["S01", "S02", "S03"]
+
+
+def test_files_in_the_folder_and_in_the_one_above(tmp_path: Path) -> None:
+    small_mat(tmp_path, subjects=2)
+    (tmp_path / "2015_BOE_Chiu").mkdir()
+    (tmp_path / "Subject_02.mat").rename(tmp_path / "2015_BOE_Chiu" / "Subject_02.mat")
+    (tmp_path / "notes").touch()
+    found, left_out = oct_chiu.find_subjects(tmp_path)
+    assert list(found) == ["S01", "S02"]
+    assert [one.name for one in left_out] == [str(tmp_path / "notes")]
 
 
 def test_command(chiu_source: Path, raw: Path, unchecked: None) -> None:

@@ -231,6 +231,15 @@ def test_other_names_and_second_folders_have_a_row(own: Path, raw: Path, uncheck
     assert "topcon_1_train" in set(CaseTable.read(folder / "cases.csv").frame["stack_id"])
 
 
+@pytest.mark.parametrize(("name", "first"), [("topcon_1/Train", "topcon_1/train"), ("nidek_2/train/IMAGE", "Image")])
+def test_a_second_folder_in_other_letters_has_a_row(own: Path, name: str, first: str) -> None:
+    (own / name).mkdir()
+    taken, left = sorted((own / name, (own / name).parent / Path(first).name))
+    _, (found,) = oct_ocsc.find_stacks(own, grader=None)
+    assert (found.name, found.bad) == (str(left), True)
+    assert f"beside {taken.name}, which was taken" in found.reason
+
+
 def test_broken_files(own: Path, raw: Path, unchecked: None) -> None:
     mask = sorted((own / "topcon_1" / "train" / "GT").iterdir())[0]
     whole = picture(mask)
