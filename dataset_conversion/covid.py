@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -171,13 +170,22 @@ def subjects_for_testing(
 
     Raises:
         DatasetError: see `chosen_subjects`.
+        NnunetQAError: a name is unknown, and this is what is wrong with a unit that may have it.
     """
     names = list(wanted)
     known: set[str] = set()
+    failure: NnunetQAError | None = None
     for unit in units if names else ():
-        with contextlib.suppress(NnunetQAError):  # the report will say what is wrong with it
+        try:
             known.update(subjects(unit.content))
-    return chosen_subjects(names, known)
+        except NnunetQAError as error:  # the report will say what is wrong with it
+            failure = failure or error
+    try:
+        return chosen_subjects(names, known)
+    except DatasetError as error:
+        if failure is not None:
+            raise failure from error
+        raise
 
 
 def cases_of(scan: Scan, look: Look) -> Iterator[Case | LeftOut]:

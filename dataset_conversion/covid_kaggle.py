@@ -122,7 +122,7 @@ def find_arrays(source: Path, *, subset: Subset = Subset.BOTH) -> tuple[list[Uni
 
 
 def _subjects(arrays: Arrays, *, scans: tuple[int, ...]) -> set[str]:
-    count = len(open_array(arrays.images, arrays.source))
+    count = len(_open_images(arrays))
     return {str(row["subject_id"]) for row in _rows(arrays, count, scans)}
 
 
@@ -135,10 +135,7 @@ def read_slices(
         DatasetError: a symbolic link leads out of the source; or the slices of `scans` are more or fewer.
         ImageError: a file cannot be read or has another shape.
     """
-    images = open_array(arrays.images, arrays.source)
-    images = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
-    if images.ndim != 3:
-        raise ImageError(f"{arrays.images}: has the shape {images.shape}; (slices, rows, columns) is needed")
+    images = _open_images(arrays)
     masks = None if arrays.masks is None else _open_masks(arrays.masks, arrays.source)
     if masks is not None and masks.shape[:3] != images.shape:
         raise ImageError(
@@ -185,6 +182,14 @@ def open_array(path: Path, source: Path) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ImageError(f"{path}: holds no numbers ({array.dtype})")
     return array
+
+
+def _open_images(arrays: Arrays) -> np.ndarray:
+    images = open_array(arrays.images, arrays.source)
+    images = images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
+    if images.ndim != 3 or not images.size:
+        raise ImageError(f"{arrays.images}: has the shape {images.shape}; (slices, rows, columns) is needed")
+    return images
 
 
 def _open_masks(path: Path, source: Path) -> np.ndarray:

@@ -17,7 +17,7 @@ import typer
 
 from nnunet_qa.data.images import Geometry, check_same_grid
 from nnunet_qa.dataset_conversion import covid
-from nnunet_qa.dataset_conversion.budget import read_bounded
+from nnunet_qa.dataset_conversion.budget import check_volume, read_bounded
 from nnunet_qa.dataset_conversion.covid import Classes, Look, Scan, ScanFiles, covid_dataset
 from nnunet_qa.dataset_conversion.covid_grid import Upright, check_aligned, slice_geometry, upright
 from nnunet_qa.dataset_conversion.engine import Case, LeftOut, Options, Unit, below
@@ -98,8 +98,10 @@ def _file(folder: Path, *names: str) -> Path | None:
 
 def _subjects(files: ScanFiles) -> list[str]:
     """Subjects of a file, as many as its header states slices."""
+    path = below(files.image, files.source)
+    check_volume(path)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(below(files.image, files.source)))
+    reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

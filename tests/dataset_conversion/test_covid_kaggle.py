@@ -71,6 +71,9 @@ def test_subjects_for_testing(source: Path, raw: Path, unchecked: None) -> None:
     assert "kept for testing" in report(folder).loc["test_medseg_slice000", "reason"]
     with pytest.raises(DatasetError, match='no subject "medseg_slice009"'):
         covid_kaggle.convert(source, 702, test_subjects=["medseg_slice009"], options=ONE)
+    np.save(source / "images_medseg.npy", np.float32(1))
+    with pytest.raises(ImageError, match=r"images_medseg\.npy: has the shape \(\); \(slices, rows, columns\)"):
+        covid_kaggle.convert(source, 702, test_subjects=["medseg_slice001"], options=ONE)
 
 
 def test_without_scans_the_slices_of_nine_patients_are_one_subject(source: Path, raw: Path, unchecked: None) -> None:

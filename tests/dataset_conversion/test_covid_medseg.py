@@ -15,7 +15,7 @@ from nnunet_qa.cli import convert as cli
 from nnunet_qa.data.covid_phantom import write_medseg
 from nnunet_qa.dataset_conversion import covid_medseg
 from nnunet_qa.dataset_conversion.covid import Classes, Look
-from nnunet_qa.errors import DatasetError
+from nnunet_qa.errors import DatasetError, ImageError
 from tests.dataset_conversion import covid_sets as sets
 from tests.dataset_conversion.covid_sets import ONE, affine, chest, report, same_in_space, voxels, write
 
@@ -91,8 +91,17 @@ def test_subjects_for_testing(source: Path, raw: Path, unchecked: None) -> None:
     assert len(list((folder / "labelsTr").iterdir())) == 7
     assert [path.name for path in (folder / "imagesUn").iterdir()] == ["medseg_val_slice001_0000.nii.gz"]
     (source / "val_im.nii.gz").write_bytes(b"no image")
-    with pytest.raises(DatasetError, match='no subject "medseg_val_slice000"'):
+    with pytest.raises(ImageError, match=r"val_im\.nii\.gz: cannot be read as an image"):
         covid_medseg.convert(source, 702, test_subjects=wanted, options=ONE)
+
+
+def test_subjects_are_not_named_before_the_budget_is_checked(
+    source: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nnunet_qa.dataset_conversion.budget.BUDGET", 10)
+    monkeypatch.setattr("nnunet_qa.dataset_conversion.budget.RATIO", 0)
+    with pytest.raises(ImageError, match=r"im\.nii\.gz: unpacks to"):
+        covid_medseg.convert(source, 701, test_subjects=["medseg_tr_slice009"], options=ONE)
 
 
 def test_bad_files(source: Path, tmp_path: Path, raw: Path, unchecked: None) -> None:
