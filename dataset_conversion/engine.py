@@ -377,6 +377,8 @@ def _settle(
     for unit in units:  # a unit that failed has taken its cases away, and with them those of another of the same name
         if unit.name in overwritten or not _is_there(dataset, outcomes[unit.name]):
             outcomes[unit.name] = work(unit)
+            if strict:
+                outcomes[unit.name].check()
     return [outcomes[unit.name] for unit in units]
 
 

@@ -227,6 +227,22 @@ def test_a_unit_that_gives_the_cases_of_another_harms_it_not(
         run(units, 803, strict=True)
 
 
+def test_strict_checks_a_unit_that_is_converted_once_more(fresh_folders: Path, unchecked: None) -> None:
+    first = fresh_folders / "nnUNet_raw" / "Dataset801_Engine" / "imagesTr" / "S1_0_0000.nii.gz"
+    begun: list[str] = []
+
+    def read_once(content: dict[str, Any]) -> Iterator[Case | LeftOut]:
+        if content["subject"] in begun:
+            raise ImageError("has gone in between")
+        begun.append(content["subject"])
+        yield from read(content)
+        if content["subject"] == "S2":
+            first.unlink()
+
+    with pytest.raises(DatasetError, match=r"^S1: has gone in between$"):
+        convert(dataset_of(), units_of("S1", "S2"), read_once, what="", options=Options(folds=2, strict=True))
+
+
 def test_names_that_are_too_long_or_no_utf8(fresh_folders: Path, unchecked: None) -> None:
     odd = os.fsdecode(b"S1\xff")
     folder = run([Unit(odd, {"subject": "S1"}), Unit("S2", {"subject": "S2"})])

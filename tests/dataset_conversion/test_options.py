@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from nnunet_qa.cli import convert as cli
+from nnunet_qa.dataset_conversion.options import Strict
 from nnunet_qa.dataset_conversion.script import tell
 
 COMMON = {
@@ -19,6 +20,10 @@ COMMON = {
     "overwrite": (["--overwrite"], False),
     "test_subjects": (["--test-subjects"], None),
 }
+
+
+def test_strict_says_that_it_stops_at_what_is_left_out() -> None:
+    assert "or is left out at the cost of an image or a mask" in Strict.__metadata__[0].help
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
