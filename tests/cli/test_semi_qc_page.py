@@ -38,7 +38,7 @@ def test_every_command_of_the_page(fresh_folders: Path, monkeypatch: pytest.Monk
     for command in commands:
         assert command[:3] == ["nnunet-qa", "experiment", "semi-qc"]
     # nothing is run: what the options mean is looked at
-    monkeypatch.setattr("nnunet_qa.cli.experiment_semi_qc.run_cells", lambda *_, **__: None)
+    monkeypatch.setattr("nnunet_qa.cli.experiment_parts.run_cells", lambda *_, **__: None)
     for command in commands[:2]:
         result = CliRunner().invoke(app, command[1:])
         assert "nothing is done yet" in str(result.exception), result.output
