@@ -10,6 +10,9 @@ import pytest
 # read when nnunetv2 is imported
 os.environ["nnUNet_def_n_proc"] = "2"
 os.environ["nnUNet_n_proc_DA"] = "1"
+# read when torch is imported: tests run beside each other, and threads that wait for each other would take the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.phantom import EXTERNAL, plan, write_dataset
 
