@@ -65,9 +65,8 @@ def padding_mask(image: np.ndarray) -> np.ndarray:
     limit = _SATURATED * float(image.max())
     saturated = image >= (math.ceil(limit) if np.issubdtype(image.dtype, np.integer) else limit)
     mask = np.zeros(image.shape, dtype=bool)
-    dark = np.flatnonzero(
-        ~saturated.any(axis=1)
-    )  # no area goes across such a row, so what lies between is not looked at
+    # no area goes across a row without saturated pixels, so what lies between the first and the last is not looked at
+    dark = np.flatnonzero(~saturated.any(axis=1))
     top, bottom = (dark[0], dark[-1] + 1) if len(dark) else (len(mask), len(mask))
     for rows, outermost in ((slice(0, top), [0] if len(dark) else [0, -1]), (slice(bottom, None), [-1])):
         if mask[rows].size and saturated[rows][outermost].any():
