@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Draw a phantom and run the loop on it: convert, plan, train, predict with quality, what to annotate next.
 
-    Takes about four minutes on two cores. Prints each command, so that you can type them for your own data.
+    Takes some minutes on two cores. Prints each command, so that you can type them for your own data.
 
     Example: `nnunet-qa demo -o demo_out`
     """
