@@ -1,22 +1,22 @@
 """Do the curve classifiers find what real networks get wrong in unseen subjects (paper 003, on phantoms)?
 
 Three nnU-Nets are trained on 3, 6 and 12 phantom subjects. Each predicts subjects of its own that it has not seen, all
-frames. A predicted series is erroneous where its mean Dice is low. Half of these subjects fit the classifiers, the
-others judge them. `python -m benchmarks.curve_qc -o FOLDER`; run it again to go on, `--report-only` for the tables.
+frames. A predicted series is erroneous where its mean Dice is low. The series of each draw are judged by classifiers
+that learnt from those of the other draws, see `benchmarks.curve_qc_report`. `python -m benchmarks.curve_qc -o FOLDER`;
+run it again to go on, `--report-only` for the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.curve_qc_report import Series, report
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.data.cine_files import write_frames
 from nnunet_qa.data.cine_phantom import DISEASES_SA, Cine, short_axis_cine
@@ -25,24 +25,15 @@ from nnunet_qa.evaluation.per_image import evaluate_images
 from nnunet_qa.experiments.budget import Budget
 from nnunet_qa.experiments.holdout import Holdout, Parts
 from nnunet_qa.experiments.runner import Arm, Cell, Runner
-from nnunet_qa.experiments.tables import markdown_table, mean_sd
 from nnunet_qa.experiments.training import Training
-from nnunet_qa.files import make_folder, write_csv, write_text
-from nnunet_qa.quality.curve_classifier import CurveLSTM
-from nnunet_qa.quality.curve_estimator import CurveEstimator
+from nnunet_qa.files import make_folder, write_csv
 from nnunet_qa.quality.curve_files import read_acquisitions, read_curves, write_curves
-from nnunet_qa.quality.curve_logistic import CurveLogistic
-from nnunet_qa.quality.curve_rules import CurveRules
-from nnunet_qa.quality.curves import SCHEMES, Acquisition
-from nnunet_qa.quality.operating_point import clopper_pearson
-from nnunet_qa.reports.curve_classifier_figures import Judged, roc_picture
+from nnunet_qa.quality.curves import SCHEMES
 
 TRAINED = (3, 6, 12)
 """Subjects that the networks learn from."""
 SIZE = {"slices": 8, "shape": (96, 104), "spacing": (10.0, 3.6, 3.6)}
 DICE = "dice.csv"
-WEIGHTS = (0.7, 0.9)
-"""Of the sensitivity in the choice of the threshold: the default, and one for those who must not miss an error."""
 BUDGET = Budget(
     iterations=1500,
     iterations_per_epoch=25,
@@ -108,84 +99,14 @@ def run(cell: Cell, folder: Path, *, network: int, judged: int, frames: int, dev
     return {"trained_subjects": TRAINED[network], "judged": judged}
 
 
-def report(runner: Runner, *, below: float) -> Path:
-    """Fit and judge the classifiers of each draw that is done; tables and the ROC curves of the first draw."""
-    folder = make_folder(runner.folder / "report")
-    cells = runner.done()
-    series, rows, first = [], [], dict[str, Judged]()
-    for seed in sorted({cell.seed for cell in cells}):
-        found = list(_series([cell for cell in cells if cell.seed == seed]))
-        series += [
-            {"seed": seed, "network": arm, "acquisition_id": one.acquisition_id, "dice": round(dice, 4)}
-            for one, dice, arm in found
-        ]
-        erroneous = np.array([dice < below for _, dice, _ in found])
-        fits = np.random.default_rng(seed).permutation(len(found)) < len(found) // 2
-        learnt = [one for (one, _, _), fit in zip(found, fits, strict=True) if fit]
-        unseen = [one for (one, _, _), fit in zip(found, fits, strict=True) if not fit]
-        for weight, (name, classifier) in product(WEIGHTS, _CLASSIFIERS.items()):
-            fitted = classifier(weight).fit(learnt, erroneous[fits])
-            rows.append({"seed": seed, "classifier": name, "w": weight, **fitted.judge(unseen, erroneous[~fits])})
-            if name not in first:
-                scores = fitted.predict_proba(unseen)
-                first[name] = Judged(scores=scores, erroneous=erroneous[~fits], threshold=fitted.threshold_)
-    write_csv(folder / "series.csv", pd.DataFrame(series))
-    judged = pd.DataFrame(rows)
-    write_csv(folder / "classifiers.csv", judged.drop(columns=["sensitivity_95", "specificity_95"]).round(4))
-    roc_picture(folder / "roc.png", first, heading="Erroneous predicted series, unseen subjects, first draw")
-    networks = pd.DataFrame(series).assign(erroneous=lambda table: table["dice"] < below)
-    about = networks.groupby(["seed", "network"]).agg(
-        series=("dice", "size"), dice=("dice", "mean"), erroneous=("erroneous", "sum")
-    )
-    write_text(
-        folder / "README.md",
-        f"{_markdown(_pooled(judged))}\n\n{_markdown(about.round(3).reset_index())}\n",
-    )
-    return folder / "README.md"
-
-
-def _pooled(judged: pd.DataFrame) -> pd.DataFrame:
-    """One row a classifier and weight: series of all draws counted together, AUROC as mean (SD) over the draws."""
-    rows = []
-    for (name, weight), part in judged.groupby(["classifier", "w"], sort=False):
-        erroneous, good = part["erroneous"].sum(), (part["n"] - part["erroneous"]).sum()
-        rows.append(
-            {
-                "classifier": name,
-                "w": weight,
-                "AUROC": mean_sd(part["auroc"]),
-                "sensitivity (95%)": _rate(int(part["caught"].sum()), int(erroneous)),
-                "specificity (95%)": _rate(int(part["passed"].sum()), int(good)),
-                "lowest sensitivity of a draw": f"{part['sensitivity'].min():.3f}",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-_CLASSIFIERS: dict[str, Callable[[float], CurveEstimator]] = {
-    "LSTM": lambda weight: CurveLSTM(weight=weight),
-    "LSTM, sizes too": lambda weight: CurveLSTM(sizes=True, weight=weight),
-    "logistic regression": lambda weight: CurveLogistic(weight=weight),
-    "rules": lambda weight: CurveRules(weight=weight),
-}
-
-
-def _series(cells: list[Cell]) -> Iterator[tuple[Acquisition, float, str]]:
-    for cell in cells:
+def judged(runner: Runner) -> dict[int, list[Series]]:
+    """The predicted series of each draw, as far as the networks are done."""
+    draws: dict[int, list[Series]] = {}
+    for cell in runner.done():
         dice = pd.read_csv(cell.folder / DICE).set_index("acquisition_id")["dice"]
         for one in read_curves(cell.folder / "curves"):
-            yield one, float(dice[one.acquisition_id]), cell.arm
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    return markdown_table(list(table.columns), table.astype(str).to_numpy().tolist())
-
-
-def _rate(count: int, cases: int) -> str:
-    interval = clopper_pearson(count, cases)
-    if interval is None:
-        return "no such series"
-    return f"{count / cases:.3f} ({interval[0]:.3f} to {interval[1]:.3f}), {count} of {cases}"
+            draws.setdefault(cell.seed, []).append(Series(one, float(dice[one.acquisition_id]), cell.arm))
+    return draws
 
 
 def main() -> None:
@@ -213,7 +134,10 @@ def main() -> None:
     if not options.report_only:
         for cell in runner.run(None, range(options.seeds)):
             print(cell.arm, cell.seed, "done before" if cell.done else "running", flush=True)
-    print(report(runner, below=options.erroneous_below).read_text())
+    draws = judged(runner)
+    if len(draws) < 2:
+        parser.error("classifiers of a draw learn from the other draws: run two at least")
+    print(report(make_folder(folder / "report"), draws, below=options.erroneous_below).read_text())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,11 @@ def fit(
     kind: Kind = typer.Option(Kind.LSTM, "--kind", help="The paper's LSTM, or one of the two to compare it with."),
     structures: str | None = typer.Option(None, "--structures", help="Such as lv,rv. Default: all that there are."),
     weight: float = typer.Option(0.7, "--weight", min=0.0, max=1.0, help="Of the sensitivity in the Youden index."),
+    least_sensitivity: float = typer.Option(
+        0.0, "--least-sensitivity", min=0.0, max=1.0, help="That the threshold must have in cross-validation."
+    ),
     sizes: bool = typer.Option(False, "--sizes", help="LSTM: also tell it how large each structure is."),
+    slices: bool = typer.Option(False, "--slices", help="LSTM: also show it how irregular slices are in each frame."),
     frames: int = typer.Option(50, "--frames", min=2, help="LSTM: what curves are resampled to."),
     hidden: int = typer.Option(64, "--hidden", min=1, help="LSTM: width."),
     epochs: int = typer.Option(40, "--epochs", min=1, help="LSTM: times that every acquisition is shown."),
@@ -84,9 +88,11 @@ def fit(
     _one_thread()
     acquisitions, erroneous = _labelled(curves, labels, dice, below, dataset, cases)
     fitted, held_out = _split(acquisitions, erroneous, test_share, seed)
-    only_lstm = {"sizes": sizes, "frames": frames, "hidden": hidden, "epochs": epochs} if kind is Kind.LSTM else {}
+    lstm = {"sizes": sizes, "slices": slices, "frames": frames, "hidden": hidden, "epochs": epochs}
+    threshold: Mapping[str, Any] = {"weight": weight, "least_sensitivity": least_sensitivity, "folds": folds}
     names = None if structures is None else [name.strip() for name in structures.split(",")]
-    classifier = KINDS[kind.value](structures=names, weight=weight, folds=folds, seed=seed, **only_lstm)
+    only_lstm: Mapping[str, Any] = lstm if kind is Kind.LSTM else {}
+    classifier = KINDS[kind.value](structures=names, seed=seed, **threshold, **only_lstm)
     classifier.fit([acquisitions[number] for number in fitted], erroneous[fitted])
     if len(held_out):
         test = [acquisitions[number] for number in held_out]

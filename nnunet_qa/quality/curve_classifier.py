@@ -3,6 +3,7 @@
 Volume or area over the heartbeat of all structures of an acquisition goes in, one probability comes out. Sizes are
 unstated in the paper; curves divided by their own maximum and resampled to 50 frames are the defaults here. Such curves
 do not show a structure that is too small in all frames alike; with `sizes` the network is also told how large each is.
+Nor do they show slices that are lost and added; with `slices` it also sees how irregular each frame is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 from nnunet_qa.networks.curve_lstm import CurveNetwork
 from nnunet_qa.quality.curve_estimator import CurveEstimator
 from nnunet_qa.quality.curves import Acquisition
+from nnunet_qa.quality.slice_irregularity import irregularity_in_space, irregularity_in_time
 
 _LARGEST_GRADIENT = 1.0
 _CHUNK = 256  # acquisitions judged at a time
@@ -30,6 +32,7 @@ class CurveLSTM(CurveEstimator):
     Args:
         frames: what curves are resampled to, see `resampled`.
         sizes: also give the network `log_size` of each curve, which its division by its own maximum takes away.
+        slices: also give it `irregularity_in_time` and `irregularity_in_space` of each frame.
         hidden: width of the dense layer and the LSTM.
         epochs: times that every acquisition is shown.
         batch_size: acquisitions a step.
@@ -47,6 +50,7 @@ class CurveLSTM(CurveEstimator):
         *,
         frames: int = 50,
         sizes: bool = False,
+        slices: bool = False,
         hidden: int = 64,
         epochs: int = 40,
         batch_size: int = 16,
@@ -60,21 +64,28 @@ class CurveLSTM(CurveEstimator):
                 raise ValueError(f"{name} must be at least 1, found {number}")
         if not learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, found {learning_rate}")
-        self.frames, self.sizes, self.hidden = frames, sizes, hidden
+        self.frames, self.sizes, self.slices, self.hidden = frames, sizes, slices, hidden
         self.epochs, self.batch_size, self.learning_rate = epochs, batch_size, learning_rate
 
     def settings(self) -> dict[str, Any]:
         """The arguments that it was made with, but for `structures`."""
-        names = ("frames", "sizes", "hidden", "epochs", "batch_size", "learning_rate")
+        names = ("frames", "sizes", "slices", "hidden", "epochs", "batch_size", "learning_rate")
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def _inputs(self, acquisitions: Sequence[Acquisition]) -> np.ndarray:
-        """Float32 `(acquisitions, frames, curves)`: structures in [0, 1], then perhaps their sizes in every frame."""
-        curves = np.stack([resampled(relative_curves(one, self.structures_), self.frames) for one in acquisitions])
+        """Float32 `(acquisitions, frames, curves)`: structures in [0, 1], then perhaps sizes and irregularities."""
+        return np.stack([self._channels(one) for one in acquisitions]).astype(np.float32)
+
+    def _channels(self, acquisition: Acquisition) -> np.ndarray:
+        curves = [relative_curves(acquisition, self.structures_)]
         if self.sizes:
-            sizes = np.array([[log_size(one, name) for name in self.structures_] for one in acquisitions])
-            curves = np.concatenate([curves, np.broadcast_to(sizes[:, None], curves.shape)], axis=2)
-        return curves.astype(np.float32)
+            sizes = [log_size(acquisition, name) for name in self.structures_]
+            curves.append(np.broadcast_to(sizes, curves[0].shape))
+        if self.slices:
+            for name in self.structures_:
+                pixels = acquisition.pixels[name]
+                curves.append(np.stack([irregularity_in_time(pixels), irregularity_in_space(pixels)], axis=1))
+        return resampled(np.concatenate(curves, axis=1), self.frames)
 
     def _learn(self, inputs: np.ndarray, erroneous: np.ndarray) -> dict[str, torch.Tensor]:
         network = self._new_network()
@@ -106,7 +117,8 @@ class CurveLSTM(CurveEstimator):
         """A network before training; torch's global generator stays as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would also set the GPUs'
-            return CurveNetwork(len(self.structures_) * (1 + self.sizes), hidden=self.hidden)
+            curves = len(self.structures_) * (1 + self.sizes + 2 * self.slices)
+            return CurveNetwork(curves, hidden=self.hidden)
 
 
 def relative_curves(acquisition: Acquisition, structures: Sequence[str]) -> np.ndarray:

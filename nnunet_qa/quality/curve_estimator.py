@@ -32,6 +32,7 @@ class CurveEstimator(ABC):
     Args:
         structures: whose curves it reads; None for all that the acquisitions have.
         weight: of the sensitivity in the choice of the threshold, see `weighted_youden`.
+        least_sensitivity: that the threshold must have on the scores that it is chosen on.
         folds: parts that the subjects are split into for that choice; fewer where fewer subjects have an error.
         seed: of the split, and of whatever chance the classifier needs.
 
@@ -55,16 +56,25 @@ class CurveEstimator(ABC):
     metrics_: dict[str, dict[str, Any]]
 
     def __init__(
-        self, *, structures: Sequence[str] | None = None, weight: float = 0.7, folds: int = 5, seed: int = 0
+        self,
+        *,
+        structures: Sequence[str] | None = None,
+        weight: float = 0.7,
+        least_sensitivity: float = 0.0,
+        folds: int = 5,
+        seed: int = 0,
     ) -> None:
-        if not 0 <= weight <= 1 or folds < 2:
-            raise ValueError(f"weight must be in [0, 1] and folds at least 2, found {weight} and {folds}")
+        for name, number in {"weight": weight, "least_sensitivity": least_sensitivity}.items():
+            if not 0 <= number <= 1:
+                raise ValueError(f"{name} must be in [0, 1], found {number}")
+        if folds < 2:
+            raise ValueError(f"folds must be at least 2, found {folds}")
         self.structures = None if structures is None else tuple(structures)
-        self.weight, self.folds, self.seed = weight, folds, seed
+        self.weight, self.least_sensitivity, self.folds, self.seed = weight, least_sensitivity, folds, seed
 
     def settings(self) -> dict[str, Any]:
         """The arguments that it was made with, but for `structures`."""
-        return {"weight": self.weight, "folds": self.folds, "seed": self.seed}
+        return {name: getattr(self, name) for name in ("weight", "least_sensitivity", "folds", "seed")}
 
     def fit(self, acquisitions: Sequence[Acquisition], erroneous: Sequence[bool] | np.ndarray) -> Self:
         """Learn from acquisitions that people (or a known Dice) have judged.
@@ -89,7 +99,9 @@ class CurveEstimator(ABC):
         if not np.isfinite(scores).all():
             raise ModelError(f"the curve classifier ({self.kind}) did not converge; lower its learning rate")
         self.model_ = self._learn(inputs, flags)
-        self.threshold_ = weighted_youden(scores, flags, weight=self.weight).threshold
+        self.threshold_ = weighted_youden(
+            scores, flags, weight=self.weight, least_sensitivity=self.least_sensitivity
+        ).threshold
         self.metrics_ = {VALIDATION: rates(scores, flags, threshold=self.threshold_)}
         return self
 

@@ -13,9 +13,9 @@ from nnunet_qa.quality.curve_classifier import log_size, relative_curves, resamp
 from nnunet_qa.quality.curve_estimator import CurveEstimator
 from nnunet_qa.quality.curve_rules import slice_gaps, stroke_difference
 from nnunet_qa.quality.curves import Acquisition
+from nnunet_qa.quality.slice_irregularity import irregularity_in_space, irregularity_in_time, without_harmonics
 
 _FRAMES = 50
-_HARMONICS = 4  # a heartbeat has few; what is left of a curve without them is noise and jumps
 _MAX_DEVIATIONS = 5.0
 
 
@@ -57,29 +57,27 @@ def curve_features(acquisition: Acquisition, structures: Sequence[str]) -> dict[
         `…_lowest`, its minimum, and `…_when`, where in the cycle that lies, in [0, 1);
         `…_step`, the largest difference of two neighbouring frames;
         `…_residual`, the root mean square of what four harmonics leave;
-        and `…_gaps`, empty slices between labelled ones, mean over frames.
+        and, mean over frames, `…_gaps`, empty slices between labelled ones, `…_in_time` and `…_in_space`, see
+        `irregularity_in_time` and `irregularity_in_space`.
         Of lv and rv also `stroke_difference`.
     """
     relative = resampled(relative_curves(acquisition, structures), _FRAMES)
     features: dict[str, float] = {}
     for structure, curve in zip(structures, relative.T, strict=True):
+        pixels = acquisition.pixels[structure]
         features |= {
             f"{structure}_size": log_size(acquisition, structure),
             f"{structure}_lowest": float(curve.min()),
             f"{structure}_when": float(curve.argmin() / _FRAMES),
             f"{structure}_step": float(np.abs(curve - np.roll(curve, -1)).max()),
-            f"{structure}_residual": _residual(curve),
-            f"{structure}_gaps": float(slice_gaps(acquisition.pixels[structure]).mean()),
+            f"{structure}_residual": float(np.sqrt(np.mean(without_harmonics(curve) ** 2))),
+            f"{structure}_gaps": float(slice_gaps(pixels).mean()),
+            f"{structure}_in_time": float(irregularity_in_time(pixels).mean()),
+            f"{structure}_in_space": float(irregularity_in_space(pixels).mean()),
         }
     if {"lv", "rv"} <= set(structures):
         features["stroke_difference"] = stroke_difference(acquisition)
     return features
-
-
-def _residual(curve: np.ndarray) -> float:
-    spectrum = np.fft.rfft(curve)
-    spectrum[: _HARMONICS + 1] = 0
-    return float(np.sqrt(np.mean(np.fft.irfft(spectrum, len(curve)) ** 2)))
 
 
 def _standardised(model: Mapping[str, torch.Tensor], inputs: np.ndarray) -> np.ndarray:

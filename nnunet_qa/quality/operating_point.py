@@ -33,8 +33,10 @@ class OperatingPoint:
     j: float
 
 
-def weighted_youden(scores: np.ndarray, erroneous: np.ndarray, *, weight: float = 0.7) -> OperatingPoint:
-    """The threshold with the highest weighted Youden index, in O(n log n).
+def weighted_youden(
+    scores: np.ndarray, erroneous: np.ndarray, *, weight: float = 0.7, least_sensitivity: float = 0.0
+) -> OperatingPoint:
+    """The threshold with the highest weighted Youden index of those that are sensitive enough, in O(n log n).
 
     All thresholds between two neighbouring scores have the same index; the one in the middle is taken, since new cases
     do not fall on the scores seen. Of several with the same index, the one of highest sensitivity and then of highest
@@ -44,20 +46,23 @@ def weighted_youden(scores: np.ndarray, erroneous: np.ndarray, *, weight: float 
         scores: `(cases)`, finite, the higher the more likely erroneous.
         erroneous: `(cases)`, true or false.
         weight: of the sensitivity, in [0, 1].
+        least_sensitivity: thresholds with a lower sensitivity on these scores are not taken, in [0, 1].
 
     Returns:
         The operating point. The lowest score is its threshold where calling everything erroneous is best, and a number
         just above the highest where calling nothing so is.
 
     Raises:
-        ValueError: no case, different lengths, a score that is not finite, or a weight outside [0, 1].
+        ValueError: no case, different lengths, a score that is not finite, or a weight or sensitivity outside
+            [0, 1].
 
     >>> weighted_youden(np.array([0.1, 0.4, 0.6, 0.9]), np.array([False, False, True, True])).threshold
     0.5
     """
     scores, erroneous = _checked(scores, erroneous)
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be in [0, 1], found {weight}")
+    for name, number in {"weight": weight, "least_sensitivity": least_sensitivity}.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must be in [0, 1], found {number}")
     values, place = np.unique(scores, return_inverse=True)
     positives, negatives = int(erroneous.sum()), int((~erroneous).sum())
     # entry i belongs to the cut below values[i]; the last one calls nothing erroneous
@@ -66,6 +71,7 @@ def weighted_youden(scores: np.ndarray, erroneous: np.ndarray, *, weight: float 
     sensitivity = 1 - below / positives if positives else np.ones(len(below))
     specificity = passed / negatives if negatives else np.ones(len(passed))
     index = 2 * (weight * sensitivity + (1 - weight) * specificity) - 1
+    index[sensitivity < least_sensitivity - _SAME] = -np.inf  # the first cut, with a sensitivity of 1, always stays
     best = np.flatnonzero(index >= index.max() - _SAME)
     cut = best[np.lexsort((specificity[best], sensitivity[best]))[-1]]
     return OperatingPoint(

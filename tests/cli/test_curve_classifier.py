@@ -68,6 +68,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_threshold_that_is_sensitive_enough(base: Path) -> None:
+    fit = ("fit", "-i", base / "curves", "--labels", base / "qc_labels.csv", "--kind", "rules", "--test-share", 0)
+    thresholds = {}
+    for least in (0, 1):
+        name = base / f"least_{least}.pt"
+        assert run(*fit, "--weight", 0.1, "--least-sensitivity", least, "-o", name).exit_code == 0
+        thresholds[least] = load(name).threshold_
+    assert json.loads((base / "least_1.json").read_text())["metrics"]["validation"]["sensitivity"] == 1
+    assert thresholds[1] < thresholds[0]
+
+
+def test_a_fit_shows_slices_to_the_lstm(base: Path) -> None:
+    fit = ("fit", "-i", base / "curves", "--labels", base / "qc_labels.csv", *SMALL, "--test-share", 0)
+    assert run(*fit, "--slices", "-o", base / "slices.pt").exit_code == 0
+    assert load(base / "slices.pt").settings()["slices"]
+
+
 def test_a_fit_keeps_subjects_for_the_test(base: Path) -> None:
     description = json.loads((base / "models" / "lstm.json").read_text())
     metrics = description["metrics"]

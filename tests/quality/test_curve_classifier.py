@@ -128,6 +128,30 @@ def test_sizes_show_what_relative_curves_do_not() -> None:
     assert told.metrics_["validation"]["auroc"] > 0.9
 
 
+def test_slices_show_what_curves_of_the_whole_heart_do_not() -> None:
+    """Erroneous is a left ventricle whose pixels change slices from frame to frame."""
+    good, _ = hearts(60, share=0)
+    erroneous, rng = np.arange(60) % 2 == 0, np.random.default_rng(0)
+    shuffled = []
+    for one, wrong in zip(good, erroneous, strict=True):
+        lv = rng.permuted(one.pixels["lv"], axis=1) if wrong else one.pixels["lv"]
+        shuffled.append(acquisition({**one.pixels, "lv": lv}, name=one.acquisition_id))
+    quick = SMALL | {"epochs": 12}
+    without, told = (CurveLSTM(**quick, slices=slices).fit(shuffled, erroneous) for slices in (False, True))
+    assert without.metrics_["validation"]["auroc"] < 0.7
+    assert told.metrics_["validation"]["auroc"] > 0.95
+
+
+def test_the_threshold_is_as_sensitive_as_wanted() -> None:
+    """Of scores that tell little."""
+    some, erroneous = hearts(60, share=0.5)
+    guessed = np.random.default_rng(0).permutation(erroneous) | (np.arange(60) % 3 == 0)
+    for least in (0.0, 0.95):
+        fitted = CurveLogistic(weight=0.2, least_sensitivity=least).fit(some, guessed)
+        assert (fitted.metrics_["validation"]["sensitivity"] >= 0.95) == (least > 0)
+        assert fitted.settings()["least_sensitivity"] == least
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -137,6 +161,8 @@ def test_sizes_show_what_relative_curves_do_not() -> None:
         ({"batch_size": 0}, "batch_size must be"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"weight": 1.5}, "weight must be in"),
+        ({"least_sensitivity": 1.5}, "least_sensitivity must be in"),
+        ({"folds": 1}, "folds must be at least 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float], said: str) -> None:

@@ -29,8 +29,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, CurveEstimator]:
     """One of each kind."""
-    own = {"structures": ("rv", "lv"), "weight": 0.6, "folds": 2, "seed": 4}
-    lstm = CurveLSTM(hidden=4, epochs=1, frames=10, sizes=True, batch_size=8, learning_rate=0.01, **own)
+    own = {"structures": ("rv", "lv"), "weight": 0.6, "least_sensitivity": 0.9, "folds": 2, "seed": 4}
+    lstm = CurveLSTM(hidden=4, epochs=1, frames=10, sizes=True, slices=True, batch_size=8, learning_rate=0.01, **own)
     return {one.kind: one.fit(*hearts(20)) for one in (lstm, CurveLogistic(**own), CurveRules(**own))}
 
 
@@ -68,7 +68,7 @@ def test_the_description_lies_beside_it(fitted: dict[str, CurveEstimator], saved
     assert (description["kind"], description["structures"], description["measured"]) == ("lstm", ["rv", "lv"], "volume")
     assert description["settings"] == {
         **{"weight": 0.6, "folds": 2, "seed": 4, "frames": 10, "sizes": True, "hidden": 4, "epochs": 1},
-        **{"batch_size": 8, "learning_rate": 0.01},
+        **{"batch_size": 8, "learning_rate": 0.01, "least_sensitivity": 0.9, "slices": True},
     }
     assert description["threshold"] == fitted["lstm"].threshold_
     assert description["metrics"] == fitted["lstm"].metrics_

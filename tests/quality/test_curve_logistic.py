@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from nnunet_qa.quality.curve_logistic import CurveLogistic, curve_features
+from nnunet_qa.quality.slice_irregularity import irregularity_in_space, irregularity_in_time
 from tests.quality.easy_curves import acquisition, hearts
 
 FRAMES = np.arange(50)
@@ -23,6 +24,8 @@ def test_features_of_a_wave() -> None:
     assert found["lv_step"] == pytest.approx(4000 * 2 * np.sin(np.pi / 50) / 14000, rel=0.01)
     assert found["lv_residual"] < 1e-4  # one harmonic
     assert found["lv_gaps"] == 0
+    assert found["lv_in_time"] < 1e-4
+    assert found["lv_in_space"] == 4  # of a single slice
 
 
 def test_a_single_wrong_frame_shows_in_step_and_residual() -> None:
@@ -45,6 +48,9 @@ def test_gaps_and_strokes() -> None:
     found = curve_features(acquisition({"lv": counts, "rv": np.tile([0, 5, 5, 5], (4, 1))}), ("lv", "rv"))
     assert found["lv_gaps"] == 0.25
     assert found["rv_gaps"] == 0
+    pixels = np.tile([0, 5, 5, 5], (4, 1))
+    assert found["rv_in_space"] == irregularity_in_space(pixels).mean() < found["lv_in_space"]
+    assert found["lv_in_time"] == irregularity_in_time(counts).mean()
     assert found["stroke_difference"] == 1  # the right one does not move
 
 

@@ -51,6 +51,24 @@ def test_it_equals_a_search_of_all_thresholds(weight: float, decimals: int, shar
                 assert value == pytest.approx(expected) if there else math.isnan(value)
 
 
+@pytest.mark.parametrize("least", [0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_the_least_sensitivity_equals_a_search_of_all_thresholds(least: float, decimals: int) -> None:
+    rng = np.random.default_rng(int(100 * least + decimals))
+    for cases in (2, 7, 60):
+        for _ in range(10):
+            erroneous = rng.uniform(size=cases) < 0.4
+            scores = np.round(rng.uniform(0, 0.7, cases) + 0.3 * erroneous, decimals)
+            found = weighted_youden(scores, erroneous, weight=0.1, least_sensitivity=least)
+            sensitive = [
+                index(scores, erroneous, cut, 0.1)
+                for cut in (*np.unique(scores), scores.max() + 1)
+                if index(scores, erroneous, cut, 0.1)[1] >= least
+            ]
+            assert found.j == pytest.approx(max(one[0] for one in sensitive))
+            assert index(scores, erroneous, found.threshold, 0.1)[1] >= least
+
+
 def test_the_weight_moves_the_threshold() -> None:
     scores, erroneous = np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, True, False, True])
     assert weighted_youden(scores, erroneous, weight=0.7).threshold == 1.5
@@ -92,6 +110,8 @@ def test_what_is_no_score_is_refused() -> None:
             weighted_youden(np.array(scores), np.array(erroneous))
     with pytest.raises(ValueError, match=r"weight must be in \[0, 1\], found 1.1"):
         weighted_youden(np.array([0.1]), np.array([True]), weight=1.1)
+    with pytest.raises(ValueError, match="least_sensitivity must be in"):
+        weighted_youden(np.array([0.1]), np.array([True]), least_sensitivity=-0.1)
 
 
 def test_rates_are_counted_and_have_exact_intervals() -> None:
