@@ -1,8 +1,8 @@
 """Converting against only reading the source and writing the output: `python -m benchmarks.conversion [SOURCE …]`.
 
-Processor time of one process on the demo's phantoms, both alternating. Reading is the plainest way with SimpleITK,
-pydicom, SciPy or NumPy; writing is that of the converted files, from memory, with SimpleITK's default compression. The
-target is at least half the speed.
+Processor time of one process on the demo's phantoms, or with `--clinical` on a few of clinical size, both alternating.
+Reading is the plainest way with SimpleITK, pydicom, SciPy or NumPy; writing is that of the converted files, from
+memory, with SimpleITK's default compression. The target is at least half the speed.
 
 `python -m benchmarks.conversion --zips 1000` converts so many UK Biobank style zips in one process and on a local Dask
 cluster of two workers, one of which is killed half-way, and compares all bytes.
@@ -29,6 +29,7 @@ from scipy.io import loadmat
 from skimage.io import imread
 from typer.testing import CliRunner
 
+from benchmarks.clinical_phantoms import CLINICAL
 from nnunet_qa.cli.convert import COMMANDS
 from nnunet_qa.data import raw_dataset
 from nnunet_qa.data.images import NATURAL_ENDINGS, read_array, read_volume, write_image
@@ -88,13 +89,14 @@ def convert(name: str, written: Path, number: int, *more: str) -> Path:
     return Path(os.environ["nnUNet_raw"]) / f"Dataset{number}_{source.name}"
 
 
-def ratios(name: str, base: Path) -> tuple[float, float]:
+def ratios(name: str, base: Path, *, clinical: bool) -> tuple[float, float]:
     """Time of only reading and writing over that of converting, medians of `ROUNDS` runs.
 
     The second ratio leaves out what a run costs that has nothing left to convert: finding the files, the case table and
     the folds. Phantoms are few and small, so this is a good part of the first one.
     """
-    written = SOURCES[name].write(base / "phantoms", np.random.default_rng(0))
+    write = CLINICAL[name] if clinical else SOURCES[name].write
+    written = write(base / "phantoms", np.random.default_rng(0))
     files = [path for path in sorted(written.rglob("*")) if path.is_file()] if written.is_dir() else [written]
     number = 900 + list(SOURCES).index(name)
     writers = outputs(convert(name, written, number))
@@ -103,8 +105,8 @@ def ratios(name: str, base: Path) -> tuple[float, float]:
         start = time.process_time()
         for path in files:
             read(path)
-        for write in writers:
-            write(base / "bare")
+        for write_one in writers:
+            write_one(base / "bare")
         middle = time.process_time()
         convert(name, written, number, "--overwrite")
         end = time.process_time()
@@ -156,6 +158,7 @@ def main() -> None:
     """Print the ratios, or compare one process with a cluster."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sources", nargs="*", help=", ".join(SOURCES))
+    parser.add_argument("--clinical", action="store_true", help="phantoms of the size of clinical scans")
     parser.add_argument("--zips", type=int, help="compare one process and Dask on so many UK Biobank style zips")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -168,7 +171,7 @@ def main() -> None:
             zips(base, options.zips)
             return
         for source in options.sources or SOURCES:
-            whole, without = ratios(source, base)
+            whole, without = ratios(source, base, clinical=options.clinical)
             print(
                 f"{source}: {whole:.2f} of the speed of only reading and writing; a case {without:.2f} (target >= 0.5)"
             )

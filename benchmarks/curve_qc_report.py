@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nnunet_qa.quality.curve_estimator import CurveEstimator
 from nnunet_qa.quality.curve_logistic import CurveLogistic
 from nnunet_qa.quality.curve_rules import CurveRules
 from nnunet_qa.quality.curves import Acquisition
-from nnunet_qa.quality.operating_point import clopper_pearson, rates
+from nnunet_qa.quality.operating_point import clopper_pearson, rates, weighted_youden
 from nnunet_qa.reports.curve_classifier_figures import Judged, roc_picture
 
 THRESHOLDS: Mapping[str, Mapping[str, float]] = {
@@ -30,10 +30,10 @@ THRESHOLDS: Mapping[str, Mapping[str, float]] = {
     "sensitivity of 0.98": {"least_sensitivity": 0.98},
 }
 """How the threshold is chosen, in cross-validation over the series that fit the classifier."""
-CLASSIFIERS: Mapping[str, Callable[..., CurveEstimator]] = {
+CLASSIFIERS: Mapping[str, Callable[[], CurveEstimator]] = {
     "LSTM": CurveLSTM,
-    "LSTM, sizes": lambda **options: CurveLSTM(sizes=True, **options),
-    "LSTM, sizes and slices": lambda **options: CurveLSTM(sizes=True, slices=True, **options),
+    "LSTM, sizes": lambda: CurveLSTM(sizes=True),
+    "LSTM, sizes and slices": lambda: CurveLSTM(sizes=True, slices=True),
     "logistic regression": CurveLogistic,
     "rules": CurveRules,
 }
@@ -69,19 +69,23 @@ def report(folder: Path, draws: Mapping[int, Sequence[Series]], *, below: float)
         The page with the tables.
     """
     judged, series = list[dict[str, Any]](), list[pd.DataFrame]()
-    for seed, (way, options) in product(draws, THRESHOLDS.items()):
+    for seed in draws:
         learnt = [each for other, found in draws.items() if other != seed for each in found]
         acquisitions, erroneous = _labelled(draws[seed], below)
+        seen = _labelled(learnt, below)
         shown = dict[str, Judged]()
         for name, classifier in CLASSIFIERS.items():
-            fitted = classifier(**options).fit(*_labelled(learnt, below))
+            fitted = classifier().fit(*seen)
             scores = fitted.predict_proba(acquisitions)
-            shown[name] = Judged(scores=scores, erroneous=erroneous, threshold=fitted.threshold_)
-            about = {"seed": seed, "threshold": way, "classifier": name}
-            judged.append({**about, **rates(scores, erroneous, threshold=fitted.threshold_)})
-            series.append(_judged(draws[seed], scores, scores >= fitted.threshold_).assign(**about))
-        if way == _DRAWN:
-            roc_picture(folder / f"roc_{seed}.png", shown, heading=f"Draw {seed} by classifiers of the others, {way}")
+            for way, options in THRESHOLDS.items():
+                # what fit does with these options, without fitting again
+                threshold = weighted_youden(fitted.validation_scores_, seen[1], **options).threshold
+                about = {"seed": seed, "threshold": way, "classifier": name}
+                judged.append({**about, **rates(scores, erroneous, threshold=threshold)})
+                series.append(_judged(draws[seed], scores, scores >= threshold).assign(**about))
+                if way == _DRAWN:
+                    shown[name] = Judged(scores=scores, erroneous=erroneous, threshold=threshold)
+        roc_picture(folder / f"roc_{seed}.png", shown, heading=f"Draw {seed} by classifiers of the others, {_DRAWN}")
     rows, every = pd.DataFrame(judged), pd.concat(series, ignore_index=True)
     write_csv(folder / "classifiers.csv", rows.drop(columns=["sensitivity_95", "specificity_95"]).round(4))
     write_csv(folder / "series.csv", every.round(4))

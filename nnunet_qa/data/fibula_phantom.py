@@ -183,7 +183,14 @@ def write_stl(path: Path, mask: np.ndarray, geometry: Geometry) -> None:
 
 
 def write_fibula(
-    folder: Path, rng: np.random.Generator, *, patients: int = 6, annotated: int = 4, surfaces: bool = False
+    folder: Path,
+    rng: np.random.Generator,
+    *,
+    patients: int = 6,
+    annotated: int = 4,
+    surfaces: bool = False,
+    shape: tuple[int, int, int] = (20, 40, 80),
+    spacing: tuple[float, float, float] = (4.0, 4.0, 6.0),
 ) -> list[Path]:
     """Write a folder a patient `p01` …, with a DICOM series in `ct` and the masks of the fibulae.
 
@@ -193,13 +200,15 @@ def write_fibula(
         patients: how many.
         annotated: how many of them have masks.
         surfaces: masks as `fibula_left.stl` and `fibula_right.stl`, not as `fibula_mask.nii.gz`.
+        shape: as of `draw_legs`.
+        spacing: as of `draw_legs`.
 
     Returns:
         The patients' folders.
     """
     folders = [folder / f"p{number:02d}" for number in range(1, patients + 1)]
     for number, place in enumerate(track(folders, "Drawing patients", total=patients)):
-        scan = draw_legs(rng)
+        scan = draw_legs(rng, shape=shape, spacing=spacing)
         write_dicom_series(place / "ct", scan.image, scan.geometry, rng)
         if number >= annotated:
             continue

@@ -41,6 +41,7 @@ class CurveEstimator(ABC):
         structures_: whose curves it reads.
         measured_: "volume" or "area".
         model_: what it has learnt.
+        validation_scores_: of each acquisition by a classifier that was fitted without its subject; not kept in files.
         threshold_: acquisitions with this probability or more are erroneous.
         metrics_: `rates` by part; `validation` are the scores on which the threshold was chosen.
 
@@ -52,6 +53,7 @@ class CurveEstimator(ABC):
     structures_: tuple[str, ...]
     measured_: Kind
     model_: dict[str, torch.Tensor]
+    validation_scores_: np.ndarray
     threshold_: float
     metrics_: dict[str, dict[str, Any]]
 
@@ -98,7 +100,7 @@ class CurveEstimator(ABC):
             scores[fold] = self._judge(self._learn(inputs[rest], flags[rest]), inputs[fold])
         if not np.isfinite(scores).all():
             raise ModelError(f"the curve classifier ({self.kind}) did not converge; lower its learning rate")
-        self.model_ = self._learn(inputs, flags)
+        self.model_, self.validation_scores_ = self._learn(inputs, flags), scores
         self.threshold_ = weighted_youden(
             scores, flags, weight=self.weight, least_sensitivity=self.least_sensitivity
         ).threshold
