@@ -16,9 +16,8 @@ from nnunet_qa.errors import ClickError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nnunet_qa.inference.interactive_folder import SimulatedUser
     from nnunet_qa.interaction.click_files import Mark
-
-PICTURE = "dice.png"
 
 
 def register(app: typer.Typer) -> None:
@@ -38,9 +37,13 @@ def interact(
         None, "--simulate", help="Folder of true label maps, from which a simulated user clicks."
     ),
     truths: Path | None = typer.Option(None, "-gt", help="With --clicks: true label maps, for Dice after each click."),
-    number: int = typer.Option(5, "--number", min=0, help="Rounds of a simulated user."),
-    mode: str = typer.Option("points", "--mode", help="How a simulated user begins: points or line."),
-    least_error: int = typer.Option(5, "--least-error", min=0, help="Errors of fewer voxels get no simulated click."),
+    number: int | None = typer.Option(None, "--number", min=0, help="Rounds of a simulated user. Default: 5."),
+    mode: str | None = typer.Option(
+        None, "--mode", help="How a simulated user begins: points or line. Default: points."
+    ),
+    least_error: int | None = typer.Option(
+        None, "--least-error", min=0, help="Errors of fewer voxels get no simulated click. Default: 5."
+    ),
     folds: str = typer.Option("", "-f", help="Folds, with commas between them: 0,1,2. Default: all that are trained."),
     trainer: str = typer.Option("InteractiveTrainer", "-tr", help="Trainer of the model."),
     plans: str = typer.Option("nnUNetPlans", "-p", help="Plans identifier."),
@@ -58,20 +61,21 @@ def interact(
 
     Example: `nnunet-qa interact -i imagesTs -o corrected -d 101 -c 2d --clicks clicks`
     """
+    options: dict[str, Any] = {"number": number, "mode": mode, "least_error": least_error}
+    options = {name: value for name, value in options.items() if value is not None}
     if (clicks is None) == (simulated is None):
         raise ClickError("give either --clicks or --simulate")
     if simulated is not None and truths is not None:
         raise ClickError("-gt goes with --clicks; --simulate has label maps of its own")
+    if clicks is not None:
+        _check_clicks(clicks, output, list(options))
 
-    from nnunet_qa.config_limited_data import ClickMode
     from nnunet_qa.environment import set_up
     from nnunet_qa.inference.interactive import InteractivePredictor
-    from nnunet_qa.inference.interactive_folder import CLICKS, SimulatedUser, interact_folder
+    from nnunet_qa.inference.interactive_folder import CLICKS, PICTURE, interact_folder
     from nnunet_qa.reports.interaction_figures import dice_against_clicks
 
-    known = [one.value for one in ClickMode]
-    if mode not in known:
-        raise ClickError(f'--mode "{mode}": must be one of {", ".join(known)}')
+    simulation = _simulation(**options)
     set_up()
     model = base_folder(RESULTS) / dataset_name(dataset) / f"{trainer}__{plans}__{configuration}"
     predictor = InteractivePredictor.from_model(
@@ -84,7 +88,7 @@ def interact(
     if clicks is not None:
         user: SimulatedUser | dict[str, list[Mark]] = _marks(clicks, images, predictor.predictor.dataset_json)
     else:
-        user = SimulatedUser(number=number, mode=ClickMode(mode), least_error=least_error)
+        user = simulation
     table = interact_folder(
         predictor,
         images,
@@ -99,6 +103,26 @@ def interact(
         dice_against_clicks(output / PICTURE, table)
         console.print(f"{_gain(table)}; see {output / PICTURE}.")
     console.print(f"Wrote the masks and {output / CLICKS}.")
+
+
+def _check_clicks(clicks: Path, output: Path, options: list[str]) -> None:
+    """Refuse what goes with a simulated user alone, and clicks in a folder that is cleared."""
+    if options:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise ClickError(f"{names}: for the user of --simulate; clicks from files are taken as they are")
+    if clicks.resolve().is_relative_to(output.resolve()):
+        raise ClickError(f"{clicks}: lies in {output}, whose tables are written anew; copy it, or choose another -o")
+
+
+def _simulation(*, mode: str = "points", **more: Any) -> SimulatedUser:
+    """The simulated user of the options that were given."""
+    from nnunet_qa.config_limited_data import ClickMode
+    from nnunet_qa.inference.interactive_folder import SimulatedUser
+
+    known = [one.value for one in ClickMode]
+    if mode not in known:
+        raise ClickError(f'--mode "{mode}": must be one of {", ".join(known)}')
+    return SimulatedUser(mode=ClickMode(mode), **more)
 
 
 def _marks(clicks: Path, images: Path, dataset_json: dict[str, Any]) -> dict[str, list[Mark]]:

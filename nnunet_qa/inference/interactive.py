@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from nnunet_qa.data.images import check_finite
 from nnunet_qa.errors import ClickError, ImageError, ModelError
 from nnunet_qa.inference.crf_folder import CaseReader
+from nnunet_qa.inference.half_precision import half_precision
 from nnunet_qa.inference.interactive_channels import channels_of_model
 from nnunet_qa.inference.interactive_patches import Patches, Place
 from nnunet_qa.inference.interactive_region import Box, Placement, bounding
@@ -35,7 +35,7 @@ from nnunet_qa.interaction.grid import Grid
 
 @dataclass(frozen=True)
 class _Change:
-    """What one group of clicks replaced, to undo it."""
+    """What one patch or one clicked voxel replaced, to undo it."""
 
     part: Box
     logits: torch.Tensor
@@ -209,6 +209,8 @@ class InteractivePredictor:
     def mask(self) -> np.ndarray:
         """Label values (z, y, x) in the image's own grid; read-only, and changed by the next click.
 
+        Clicked voxels have the label of their click, whatever the network says.
+
         Raises:
             ClickError: there is no image.
         """
@@ -242,11 +244,13 @@ class InteractivePredictor:
         self._require_image()
         placed = self._checked(clicks)
         before = len(self.clicks)
-        self.clicks += placed
         changes: list[_Change] = []
         try:
+            self.clicks += placed
             for start in self._patches.starts(self._placement.to_network(click.position) for click in placed):
-                changes.append(self._predict_from(start))
+                self._predict_from(start, changes)
+            for click in self.clicks:  # of earlier ones, too: a patch may cover them
+                self._obey(click, changes)
         except BaseException:  # out of memory, or the user stopped it
             self._take_back(changes)
             del self.clicks[before:]
@@ -327,19 +331,26 @@ class InteractivePredictor:
         return torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
 
     @torch.inference_mode()
-    def _predict_from(self, start: Place) -> _Change:
+    def _predict_from(self, start: Place, changes: list[_Change]) -> None:
         part, fresh = self._patches.predict(start, self._predict_patch, self._logits)
         at = (slice(None), *part)
         touched = self._placement.touched(part)
         region = self._placement.in_image(touched)
-        change = _Change(part, self._logits[at].clone(), region, self._mask[region].copy())
+        # noted before anything is written, so that a failure from here on can be taken back
+        changes.append(_Change(part, self._logits[at].clone(), region, self._mask[region].copy()))
         self._logits[at] = fresh.to(self._logits.dtype)
-        if change.mask.size:
+        if self._mask[region].size:
             logits = self._placement.resample(self._logits, touched)
             labels = self.predictor.label_manager.convert_logits_to_segmentation(logits)
             # as nnU-Net's `transpose_backward`
             self._mask[region] = np.asarray(labels).transpose(np.argsort(self._placement.order))
-        return change
+
+    def _obey(self, click: Click, changes: list[_Change]) -> None:
+        """Give a clicked voxel its label in the mask, where the network does not, or where it sees no such voxel."""
+        if self._mask[click.position] != click.label:
+            voxel, nothing = tuple(slice(at, at + 1) for at in click.position), (slice(0, 0),) * 3
+            changes.append(_Change(nothing, self._logits[(slice(None), *nothing)], voxel, self._mask[voxel].copy()))
+            self._mask[click.position] = click.label
 
     def _predict_patch(self, start: Place) -> torch.Tensor:
         """Logits `(classes, *patch)` of the patch at `start`, which may begin before the image or end after it."""
@@ -360,7 +371,7 @@ class InteractivePredictor:
             before = self._patches.cut(self._logits, start).argmax(0).reshape(shape).numpy()
         told = torch.from_numpy(self.channels(clicks, shape, before))
         x = torch.cat((image.reshape(-1, *shape), told))[None].to(self.predictor.device)
-        with _half_precision(self.predictor.device):
+        with half_precision(self.predictor.device):
             logits = torch.stack([network(x)[0].float() for network in self._networks]).mean(0)
         return logits.cpu().reshape(-1, *patch)
 
@@ -378,16 +389,6 @@ class InteractivePredictor:
         self._require_image()
         if not self._keeps_history:
             raise ClickError("no click can be taken back: set_image was told to keep no history (history=False)")
-
-
-def _half_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Half precision where it is faster: on CUDA, as nnU-Net does, and on processors with instructions for bfloat16."""
-    if device.type == "cuda":
-        return torch.autocast("cuda")
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of PyTorch do not tell
-    if device.type == "cpu" and (known.get("avx512_bf16") or known.get("amx_bf16")):
-        return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()
 
 
 def _around(changes: Sequence[_Change]) -> Box:

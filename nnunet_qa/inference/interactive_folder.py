@@ -7,7 +7,6 @@ merged into the tables.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +22,16 @@ from nnunet_qa.data.paths import read_json
 from nnunet_qa.data.pool import case_files
 from nnunet_qa.errors import DatasetError, ImageError
 from nnunet_qa.evaluation.segmentation import IGNORE, foreground_classes, ignore_value, overlaps
-from nnunet_qa.files import make_folder, remove_leftovers, replacing, write_csv, write_json
+from nnunet_qa.files import clear, make_folder, remove_leftovers, replacing, write_csv, write_json
+from nnunet_qa.inference.header_grid import header_grid
 from nnunet_qa.inference.interactive import InteractivePredictor
 from nnunet_qa.interaction.click_files import Mark, on_grid
 from nnunet_qa.interaction.clicks import Click
 from nnunet_qa.interaction.dialogue import simulate
 from nnunet_qa.progress import track
 
-CLICKS, DICE = "clicks.csv", "dice.csv"
+CLICKS, DICE, PICTURE = "clicks.csv", "dice.csv", "dice.png"
+"""Tables of a run, and the picture of one that `nnunet-qa interact` draws."""
 RECORD, CASES = "qa_interact.json", ".interact"
 _CLICK_COLUMNS = ["case_id", "round", "label", "k", "j", "i", "x", "y", "z"]
 
@@ -59,7 +60,8 @@ def interact_folder(
 ) -> pd.DataFrame | None:
     """Predict every case of a folder with its clicks, and write masks, `clicks.csv` and, with truths, `dice.csv`.
 
-    A run that was stopped goes on with the next case. A case whose clicks have changed since is predicted again.
+    A run that was stopped goes on with the next case. A case whose clicks or files have changed since is predicted
+    again. All clicks are placed in their images before the first prediction.
 
     Args:
         predictor: the model.
@@ -68,13 +70,14 @@ def interact_folder(
         user: a simulated one, which needs truths; or the clicks of each case, which are given one after the other.
         truths: folder of true label maps `<case><file ending>`.
         previous_stage: folder of the previous stage's predictions, for the cascade.
-        overwrite: predict everything again.
+        overwrite: predict everything again, and delete first what an earlier run wrote.
 
     Returns:
         `dice.csv`: one row a case, round and class, with the number of clicks until then; None without truths.
 
     Raises:
-        DatasetError: there is no case, a case has no truth or previous stage, or `output` holds another model's masks.
+        DatasetError: there is no case, a case has no truth or previous stage, or `output` holds another model's masks
+            or one of the other folders.
         ImageError: an image or label map cannot be read or does not fit.
         ClickError: a click lies outside its image, or two contradict each other.
         StorageError: a file could not be written.
@@ -88,9 +91,15 @@ def interact_folder(
         missing = [case for case in cases if folder is not None and not (folder / f"{case}{ending}").is_file()]
         if missing:
             raise DatasetError(f"{folder}: holds no {missing[0]}{ending}; it needs a label map of every case")
+    for folder in (images, truths, previous_stage):
+        if folder is not None and folder.resolve().is_relative_to(output.resolve()):
+            raise DatasetError(f"{folder}: lies in {output}, where masks are written; choose another folder with -o")
+    if not isinstance(user, SimulatedUser):
+        for case in (case for case in cases if user.get(case)):
+            on_grid(user[case], header_grid(predictor.reader, cases[case]))
     run = _Run(predictor, output, truths, previous_stage, dataset)
     run.begin(images, overwrite=overwrite)
-    todo = {case: run.asked(user, case) for case in cases}
+    todo = {case: run.asked(user, case, files) for case, files in cases.items()}
     todo = {case: asked for case, asked in todo.items() if not run.is_done(case, asked)}
     for case, asked in track(todo.items(), "clicking", len(todo)):
         run.predict(case, cases[case], user, asked)
@@ -117,7 +126,7 @@ class _Run:
         if not path.is_file() and self.output.is_dir() and any(self.output.iterdir()):
             raise DatasetError(f"{self.output}: is not empty and holds no {RECORD}; choose another folder with -o")
         if path.is_file() and overwrite:
-            shutil.rmtree(self.output / CASES, ignore_errors=True)
+            clear(self.output, path)  # masks of other images would pass for this run's
         elif path.is_file() and (old := read_json(path)) != record:
             changed = sorted(key for key in {*old, *record} if old.get(key) != record.get(key))
             raise DatasetError(
@@ -127,15 +136,21 @@ class _Run:
         make_folder(self.output / CASES)
         for folder in (self.output, self.output / CASES):
             remove_leftovers(folder)
+        for name in (CLICKS, DICE, PICTURE):  # would stand beside new masks until the end of the run
+            (self.output / name).unlink(missing_ok=True)
 
-    def asked(self, user: SimulatedUser | Mapping[str, Sequence[Mark]], case: str) -> dict[str, Any]:
-        """What decides about a case, to know it again."""
+    def asked(
+        self, user: SimulatedUser | Mapping[str, Sequence[Mark]], case: str, images: Sequence[Path]
+    ) -> dict[str, Any]:
+        """What decides about a case, to know it again: clicks, and the state of its files."""
         if isinstance(user, SimulatedUser):
             what: dict[str, Any] = {"simulated": asdict(user)}
         else:
             what = {"clicks": [[list(mark.at), mark.physical, mark.label] for mark in user.get(case, ())]}
+        name = self._mask(case).name
         folders = {"truths": self.truths, "previous_stage": self.previous_stage}
-        return {**what, **{key: os.fspath(path.resolve()) for key, path in folders.items() if path is not None}}
+        others = {key: [_state(folder / name)] for key, folder in folders.items() if folder is not None}
+        return {**what, "images": [_state(path) for path in images], **others}
 
     def is_done(self, case: str, asked: dict[str, Any]) -> bool:
         path = self._of_case(case)
@@ -177,7 +192,6 @@ class _Run:
         write_json(self.output / "dataset.json", self.dataset)
         write_json(self.output / "plans.json", self.predictor.predictor.plans_manager.plans)
         if self.truths is None:
-            (self.output / DICE).unlink(missing_ok=True)
             return None
         table = pd.DataFrame([row for case in found for row in case["dice"]])
         write_csv(self.output / DICE, table)
@@ -240,6 +254,12 @@ class _Run:
 
     def _of_case(self, case: str) -> Path:
         return self.output / CASES / f"{case}.json"
+
+
+def _state(path: Path) -> list[str | int]:
+    """A file, and what changes when its content does."""
+    found = path.stat()
+    return [os.fspath(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _turned(click: Click, order: Sequence[int]) -> Click:

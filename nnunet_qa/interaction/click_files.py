@@ -5,6 +5,9 @@ A file is read into `Mark`s, which know neither image nor voxel; `on_grid` place
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import math
 import re
@@ -12,8 +15,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from nnunet_qa.errors import ClickError, nearest
 from nnunet_qa.evaluation.segmentation import BACKGROUND, IGNORE
@@ -167,8 +168,8 @@ def _control_points(path: Path, markups: Mapping[str, Any], names: Mapping[str, 
 def read_table(path: Path, names: Mapping[str, int]) -> dict[str, list[Mark]]:
     """Read a CSV of clicks: `k, j, i` (voxel; `j, i` in a picture) or `x, y, z` (mm, LPS), and `label`.
 
-    A label is a name or a label value. Where voxel and mm are given, as in the table that `nnunet-qa interact` writes,
-    the voxel counts.
+    A label is a name or a label value. Lines without any entry are left out. Where voxel and mm are given, as in the
+    table that `nnunet-qa interact` writes, the voxel counts.
 
     Args:
         path: `.csv`.
@@ -180,19 +181,15 @@ def read_table(path: Path, names: Mapping[str, int]) -> dict[str, list[Mark]]:
     Raises:
         ClickError: the file is missing or no CSV, lacks a column, or a row is not what it should be.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except FileNotFoundError as error:
-        raise ClickError(f"{path}: not found") from error
-    except (OSError, ValueError) as error:
-        raise ClickError(f"{path}: cannot be read as CSV: {error}") from error
-    columns = next((some for some in (VOXEL, PHYSICAL, PIXEL) if {*some} <= {*table.columns}), None)
-    if columns is None or "label" not in table:
-        raise ClickError(f"{path}: needs the columns label and x, y, z (mm) or k, j, i; found {', '.join(table)}")
+    found, rows = _rows(path)
+    columns = next((some for some in (VOXEL, PHYSICAL, PIXEL) if {*some} <= {*found}), None)
+    if columns is None or "label" not in found:
+        raise ClickError(
+            f"{path}: needs the columns label and x, y, z (mm) or k, j, i; found {', '.join(found) or 'none'}"
+        )
     values = {str(value): value for value in names.values()}
     marks: dict[str, list[Mark]] = {}
-    for number, row in enumerate(table.to_dict("records"), 2):  # the first line holds the names of columns
-        source = f"{path}: line {number}"
+    for source, row in rows.items():
         label = names.get(row["label"], values.get(row["label"]))
         if label is None:
             raise ClickError(f'{source}: "{row["label"]}" is no label; known: {", ".join(names)}')
@@ -203,8 +200,25 @@ def read_table(path: Path, names: Mapping[str, int]) -> dict[str, list[Mark]]:
         if columns != PHYSICAL and any(index % 1 for index in at):
             raise ClickError(f"{source}: {', '.join(columns)} must be whole numbers, found {at}")
         mark = Mark(at=at, physical=columns == PHYSICAL, label=label, source=source)
-        marks.setdefault(str(row.get("case_id", "")), []).append(mark)
+        marks.setdefault(row.get("case_id", ""), []).append(mark)
     return marks
+
+
+def _rows(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The names of the columns of a CSV, and its rows by file and line."""
+    table = csv.reader(io.StringIO(_text(path)), skipinitialspace=True)
+    rows: dict[str, dict[str, str]] = {}
+    try:
+        names = next((row for row in table if any(row)), [])
+        for row in table:
+            source = f"{path}: line {table.line_num}"
+            if len(row) > len(names):
+                raise ClickError(f"{source}: has {len(row)} fields for {len(names)} columns; correct the line")
+            if any(row):
+                rows[source] = dict(itertools.zip_longest(names, row, fillvalue=""))
+    except csv.Error as error:
+        raise ClickError(f"{path}: cannot be read as CSV: {error}") from error
+    return names, rows
 
 
 def _marks_by_case(
@@ -231,7 +245,7 @@ def _ending(path: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
     except FileNotFoundError as error:
         raise ClickError(f"{path}: not found") from error
     except (OSError, UnicodeDecodeError) as error:

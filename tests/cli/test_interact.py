@@ -16,6 +16,7 @@ from typer.testing import Result
 from nnunet_qa.cli import interact
 from nnunet_qa.data.images import Geometry, read_volume, write_image
 from nnunet_qa.errors import ClickError, DatasetError, ModelError, NnunetQAError
+from nnunet_qa.inference.interactive_folder import SimulatedUser
 from tests.inference.interactive_model import dataset_of, plans_of, write_interactive_model
 from tests.small import run_command
 
@@ -87,6 +88,18 @@ def test_its_own_table_gives_the_same_masks_and_truths_their_dice(base: Path) ->
     assert (pd.read_csv("one/clicks.csv").groupby("case_id").size() == 3).all()
 
 
+def test_the_help_states_the_defaults() -> None:
+    text = " ".join(re.sub(r"[│╭╰─╮╯]", " ", run_command(interact, "--help").stdout).split())
+    user = SimulatedUser()
+    for said in ("Rounds of a simulated user.", "How a simulated user begins: points or line.", "no simulated click."):
+        assert said in text
+    assert re.findall(r"(?:user|line|click)\. Default: (\w+)\.", text) == [
+        str(user.number),
+        user.mode.value,
+        str(user.least_error),
+    ]
+
+
 def test_mistakes_in_the_options(base: Path) -> None:
     start = ("-i", "images", "-o", "out", "-d", 101, "-c", "2d")
     (base / "clicks" / "T0_c7.csv").write_text("k,j,i,label\n1,2,3,1\n")
@@ -100,6 +113,13 @@ def test_mistakes_in_the_options(base: Path) -> None:
             ClickError,
             '--mode "circle": must be one of points, line',
         ),
+        (
+            (*start, "--clicks", "clicks", "--number", 5, "--least-error", 0),
+            ClickError,
+            "--number, --least-error: for the user of --simulate",
+        ),
+        ((*start, "--clicks", "clicks", "--mode", "points"), ClickError, "--mode: for the user of --simulate"),
+        ((*start, "--clicks", "out/clicks.csv"), ClickError, "out/clicks.csv: lies in out, whose tables are written"),
         ((*start, "--clicks", "clicks"), ClickError, "T0_c7.csv: holds clicks of the case T0_c7, of which there is no"),
         ((*start, "--clicks", "bad.csv"), ClickError, "bad.csv: line 3: contradicts bad.csv: line 2"),
         ((*start, "--clicks", "none"), ClickError, "none: no clicks there"),

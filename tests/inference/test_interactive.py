@@ -17,7 +17,7 @@ from nnunet_qa.environment import external_trainer_folder
 from nnunet_qa.errors import ClickError, ImageError, ModelError
 from nnunet_qa.inference.interactive import InteractivePredictor
 from nnunet_qa.inference.interactive_patches import MOST
-from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY
+from nnunet_qa.inference.interactive_region import Placement
 from nnunet_qa.interaction.clicks import Click
 from tests.inference.interactive_model import (
     CPU,
@@ -100,13 +100,17 @@ def test_only_the_region_is_mapped_back_and_it_is_as_if_all_were(kind: str) -> N
         position = tuple(int(rng.integers(length)) for length in shape)
         mask = predictor.add_click(position, int(before[position] == 0))
         stock = predictor.predictor
-        whole = convert_predicted_logits_to_segmentation_with_correct_shape(
-            predictor._logits,
-            stock.plans_manager,
-            stock.configuration_manager,
-            stock.label_manager,
-            predictor.properties,
+        whole = np.array(
+            convert_predicted_logits_to_segmentation_with_correct_shape(
+                predictor._logits,
+                stock.plans_manager,
+                stock.configuration_manager,
+                stock.label_manager,
+                predictor.properties,
+            )
         )
+        for click in predictor.clicks:
+            whole[click.position] = click.label
         np.testing.assert_array_equal(mask, whole, err_msg=str(number))
         region = predictor.last_changed_region
         outside = np.ones(shape, bool)
@@ -153,6 +157,38 @@ def test_undo_goes_back_step_by_step_and_a_line_is_one_step() -> None:
     assert predictor.clicks == []
     with pytest.raises(ValueError, match="read-only"):
         predictor.mask[0, 0, 0] = 1
+
+
+class Deaf(nn.Module):
+    """Hears of no click: foreground is where the image is bright."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((torch.zeros_like(x[:, :1]), x[:, :1]), dim=1)
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d", "thick"])
+def test_clicked_voxels_have_their_label_whatever_the_network_says(kind: str) -> None:
+    shape, patch, spacing, order, original = CASES[kind]
+    predictor = with_network(Deaf(), plans_of(patch, spacing=spacing, order=order), dataset_of())
+    image = blobs(shape)
+    image[:, :, :3] = 0  # nnU-Net crops this, so the network never sees the last click
+    first = predictor.set_image(image, properties=properties(*original)).copy()
+    places = [(shape[0] // 2, 12, 11), (shape[0] // 2, 12, 13), (0, 1, 4)]
+    masks = [first]
+    for place in places:
+        label = int(not first[place])
+        expected = masks[-1].copy()
+        expected[place] = label
+        # the patch of the second click holds the first one, which keeps its label
+        masks.append(predictor.add_click(place, label).copy())
+        np.testing.assert_array_equal(masks[-1], expected)
+        assert first[predictor.last_changed_region].size < first.size
+        assert all(part.start <= at < part.stop for part, at in zip(predictor.last_changed_region, place, strict=True))
+    for mask in (masks[2], masks[1]):
+        np.testing.assert_array_equal(predictor.undo(), mask)
+    np.testing.assert_array_equal(predictor.add_clicks([Click(at, int(not first[at])) for at in places[1:]]), masks[3])
+    np.testing.assert_array_equal(predictor.add_click(places[0], int(not first[places[0]])), masks[3])  # once more
+    np.testing.assert_array_equal(predictor.reset(), first)
 
 
 def test_a_click_costs_the_same_in_a_larger_image() -> None:
@@ -302,6 +338,33 @@ def test_nothing_is_left_of_a_click_that_failed() -> None:
     assert (predictor.add_click((0, 5, 5), int(not before[0, 5, 5])) != before).any()
 
 
+@pytest.mark.parametrize("failure", [MemoryError, KeyboardInterrupt])
+def test_nothing_is_left_of_a_click_that_failed_on_the_way_back_to_the_image(
+    monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    predictor = with_network(Painter(), plans_of([16, 16]), dataset_of())
+    before = predictor.set_image(blobs((3, 20, 20)), properties=properties(1, 1, 1)).copy()
+    logits = predictor._logits.clone()
+    line = [(z, 5, 5) for z in range(3)]
+    resample, calls = Placement.resample, []
+
+    def fail_at_the_second(*given: Any) -> torch.Tensor:
+        calls.append(given)
+        if len(calls) == 2:
+            raise failure
+        return resample(*given)
+
+    monkeypatch.setattr(Placement, "resample", fail_at_the_second)
+    with pytest.raises(failure):
+        predictor.add_line(line, int(not before[0, 5, 5]))
+    assert predictor.clicks == []
+    assert torch.equal(predictor._logits, logits)
+    np.testing.assert_array_equal(predictor.mask, before)
+    assert (predictor.add_line(line, int(not before[0, 5, 5])) != before).any()
+    np.testing.assert_array_equal(predictor.reset(), before)
+    assert torch.equal(predictor._logits, logits)
+
+
 def test_without_a_history_nothing_is_kept_and_nothing_taken_back() -> None:
     predictor = with_network(Painter(), plans_of([16, 16]), dataset_of())
     image = blobs((1, 16, 16))
@@ -315,54 +378,3 @@ def test_without_a_history_nothing_is_kept_and_nothing_taken_back() -> None:
     predictor.set_image(image, properties=properties(999, 1, 1))
     predictor.add_click((5, 5), int(not before[0, 5, 5]))
     np.testing.assert_array_equal(predictor.undo(), before)
-
-
-def test_folds_of_different_clicks_are_refused(tmp_path: Path) -> None:
-    model = write_interactive_model(tmp_path, plans_of([16, 16]), dataset_of(), folds=2)
-    path = model / "fold_1" / "checkpoint_final.pth"
-    content = torch.load(path, weights_only=True)
-    content[CHECKPOINT_KEY]["sigma"] = 3.0
-    torch.save(content, path)
-    with pytest.raises(ModelError, match=r"fold_0 was trained with clicks of sigma 2.0, but 3.0 in fold_1"):
-        InteractivePredictor.from_model(model, device=CPU)
-    assert InteractivePredictor.from_model(model, folds=("1",), device=CPU).channels.sigma == 3
-
-
-def test_models_without_clicks_are_refused(tmp_path: Path) -> None:
-    plans = plans_of([16, 16])
-    model = write_interactive_model(tmp_path, plans, dataset_of())
-    with pytest.raises(ModelError, match=r"fold_3.*not found"):
-        InteractivePredictor.from_model(model, folds=("3",), device=CPU)
-    path = model / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(path, weights_only=True)
-    plain = {key: value for key, value in content.items() if key != CHECKPOINT_KEY}
-    for wrong, said in (
-        ({**plain, "trainer_name": "nnUNetTrainer"}, "a model of nnUNetTrainer, which knows no clicks"),
-        ({**content, "trainer_name": "NoTrainer"}, "the model cannot be loaded"),
-    ):
-        torch.save(wrong, path)
-        with pytest.raises(ModelError, match=said):
-            InteractivePredictor.from_model(model, device=CPU)
-    with pytest.raises(ModelError, match="no trained model"):
-        InteractivePredictor.from_model(tmp_path, device=CPU)
-
-
-@pytest.mark.parametrize("told", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}, {}])
-def test_a_processor_with_bfloat16_computes_clicks_in_it_and_no_other_does(
-    monkeypatch: pytest.MonkeyPatch, told: dict[str, bool]
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
-    seen = []
-
-    class Convolution(nn.Conv2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = super().forward(x[:, :1])
-            seen.append(y.dtype)
-            return y
-
-    predictor = with_network(Convolution(1, 2, 1), plans_of([16, 16], spacing=(1.0, 1.0)), dataset_of())
-    predictor.set_image(blobs((1, 16, 16)), properties=properties(999, 1, 1))
-    assert set(seen) == {torch.float32}  # nnU-Net's own prediction
-    seen.clear()
-    predictor.add_click((8, 8), 1)
-    assert set(seen) == {torch.bfloat16 if any(told.values()) else torch.float32}

@@ -125,12 +125,26 @@ def test_clicks_of_files_one_after_the_other_and_resumed(tmp_path: Path) -> None
     assert files.keys() == {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
 
 
+def stop_at_the_second_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run predicts one case."""
+    set_image, calls = InteractivePredictor.set_image, []
+
+    def stop(*given: Any, **more: Any) -> np.ndarray:
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return set_image(*given, **more)
+
+    monkeypatch.setattr(InteractivePredictor, "set_image", stop)
+
+
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, truths = write_cases(tmp_path)
-    wrong = [Mark(at=(9, 0, 0), physical=False, label=1, source="b.csv: line 2")]
     predictor, network = predictor_of()
-    with pytest.raises(ClickError, match=r"b\.csv: line 2: the click at"):
-        interact_folder(predictor, images, tmp_path / "out", user={"b": wrong}, truths=truths)
+    with monkeypatch.context() as patched:
+        stop_at_the_second_case(patched)
+        with pytest.raises(KeyboardInterrupt):
+            interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths)
     assert (tmp_path / "out" / "a.nii.gz").is_file()
     assert not (tmp_path / "out" / "clicks.csv").exists()
     network.seen.clear()
@@ -145,13 +159,92 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(network.seen) == 2 * first
 
 
+def test_bad_clicks_are_refused_before_anything_is_predicted_or_deleted(tmp_path: Path) -> None:
+    images, truths = write_cases(tmp_path)
+    predictor, network = predictor_of()
+    inside = Mark(at=(1, 0, 0), physical=False, label=1, source="b.csv: line 2")
+    outside = Mark(at=(9, 0, 0), physical=False, label=1, source="b.csv: line 3")
+    away = Mark(at=(5.0, 6.0, 7.0), physical=True, label=1, source="b.csv: line 3")  # 90° in the plane: i = 12, j = 0
+    other = Mark(at=(1, 0, 0), physical=False, label=2, source="b.csv: line 3")
+    interact_folder(predictor, images, tmp_path / "out", user={"b": [inside, away]}, truths=truths)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    network.seen.clear()
+    for wrong, said in ((outside, "the click at .* outside the image"), (other, "contradicts b.csv: line 2")):
+        with pytest.raises(ClickError, match=rf"b\.csv: line 3: {said}"):
+            interact_folder(predictor, images, tmp_path / "out", user={"b": [inside, wrong]}, overwrite=True)
+    assert not network.seen
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("changed", ["images/a_0000.nii.gz", "truths/a.nii.gz"])
+def test_a_case_with_another_image_or_truth_is_predicted_again(tmp_path: Path, changed: str) -> None:
+    images, truths = write_cases(tmp_path)
+    predictor, network = predictor_of()
+    old = interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths)
+    passes = len(network.seen)
+    array, geometry = read_volume(tmp_path / changed)
+    array = np.where(array > 0, 0, array).astype(array.dtype)  # of class 1 nothing is left
+    write_image(tmp_path / changed, array, geometry)
+    network.seen.clear()
+    new = interact_folder(predictor, images, tmp_path / "out", user={}, truths=truths)
+    assert len(network.seen) == passes / 2  # of the other case all is as it was
+    assert old is not None
+    assert new is not None
+    kept = old["case_id"] == "b"
+    pd.testing.assert_frame_equal(new[kept], old[kept])
+    assert new[~kept]["dice"].iloc[0] != old[~kept]["dice"].iloc[0]
+
+
+def test_another_prediction_of_the_previous_stage_is_noticed(tmp_path: Path) -> None:
+    images, stages = write_cases(tmp_path)
+    plans = plans_of([4, 16, 16])
+    plans["configurations"]["3d_fullres"]["previous_stage"] = "3d_lowres"
+    network = Painter(2, images=3)
+    predictor = with_network(network, plans, dataset_of(2))
+    for passes in (2, 0):
+        network.seen.clear()
+        interact_folder(predictor, images, tmp_path / "out", user={}, previous_stage=stages)
+        assert bool(network.seen) == bool(passes)
+    write_image(stages / "b.nii.gz", truth_of("a"), GEOMETRY)
+    network.seen.clear()
+    interact_folder(predictor, images, tmp_path / "out", user={}, previous_stage=stages)
+    assert network.seen
+
+
+def test_nothing_of_an_earlier_run_stays_beside_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truths = write_cases(tmp_path)
+    output = tmp_path / "out"
+    predictor, _ = predictor_of()
+    interact_folder(predictor, images, output, user={}, truths=truths)
+    (output / "dice.png").write_bytes(b"of the first run")
+    marks = {case: [Mark(at=(0, 0, 0), physical=False, label=1, source="line 2")] for case in ("a", "b")}
+    with monkeypatch.context() as patched:
+        stop_at_the_second_case(patched)
+        with pytest.raises(KeyboardInterrupt):
+            interact_folder(predictor, images, output, user=marks, truths=truths)
+    for name in ("clicks.csv", "dice.csv", "dice.png"):
+        assert not (output / name).exists()
+    interact_folder(predictor, images, output, user=marks, truths=truths)
+    (output / "dice.png").write_bytes(b"of the second run")
+    assert interact_folder(predictor, images, output, user=marks) is None
+    assert not (output / "dice.png").exists()
+    (images / "a_0000.nii.gz").unlink()
+    interact_folder(predictor, images, output, user={}, overwrite=True)
+    assert sorted(path.name for path in output.glob("*.nii.gz")) == ["b.nii.gz"]
+    assert [path.name for path in (output / ".interact").iterdir()] == ["b.json"]
+
+
 def test_mistakes(tmp_path: Path) -> None:
     images, truths = write_cases(tmp_path)
     predictor, _ = predictor_of()
     with pytest.raises(DatasetError, match="no image named like case_0000"):
         interact_folder(predictor, truths, tmp_path / "out", user={})
     with pytest.raises(DatasetError, match=r"is not empty and holds no qa_interact\.json"):
-        interact_folder(predictor, images, images, user={})
+        interact_folder(predictor, images, truths, user={})
+    for folders, said in (({}, "images"), ({"truths": truths}, "truths"), ({"previous_stage": truths}, "truths")):
+        output = tmp_path if said == "images" else truths
+        with pytest.raises(DatasetError, match=rf"{said}: lies in .*, where masks are written"):
+            interact_folder(predictor, images, output, user={}, **folders)
     write_image(truths / "a.nii.gz", np.zeros((3, 20, 17), np.uint8), GEOMETRY)
     with pytest.raises(ImageError, match=r"a\.nii\.gz: has shape \(3, 20, 17\), its image \(3, 20, 18\)"):
         interact_folder(predictor, images, tmp_path / "out", user=SimulatedUser(), truths=truths)

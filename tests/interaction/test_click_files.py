@@ -111,6 +111,10 @@ def test_tables_by_voxel_by_mm_and_by_case(tmp_path: Path) -> None:
         ((0, 0, 1), False, 0),
     ]
     assert [(mark.at, mark.physical, mark.label) for mark in found["b"]] == [((-1.5, 2.0, 4.25), True, 2)]
+    # as spreadsheets write it: a byte order mark, and lines without anything
+    (tmp_path / "b.csv").write_text("\ufeffk,j,i,label\n\n,,,\n1,2,3,left\n", encoding="utf-8")
+    (mark,) = find_marks(tmp_path / "b.csv", ["b"], TWO)["b"]
+    assert (mark.at, mark.source) == ((1, 2, 3), f"{tmp_path / 'b.csv'}: line 4")
     table = tmp_path / "clicks.csv"  # with both, as our own table has them
     table.write_text("case_id,label,k,j,i,x,y,z\nb,2,0,1,2,9,9,9\n001,1,5,4,3,9,9,9\n")
     both = find_marks(table, ["001", "b"], TWO)
@@ -157,7 +161,11 @@ def test_a_file_in_a_folder_is_never_taken_for_the_only_case(tmp_path: Path) -> 
         ("a.csv", "x,y,z,label\n1,2,3,1\n1,b,3,1\n", "line 3: x, y, z must be numbers"),
         ("a.csv", "x,y,z,label\n1,2,nan,1\n", "is not finite"),
         ("a.csv", "k,j,i,label\n1,2.5,3,1\n", "k, j, i must be whole numbers"),
-        ("a.csv", "", "a.csv: cannot be read as CSV"),
+        ("a.csv", "", "needs the columns label and x, y, z (mm) or k, j, i; found none"),
+        ("a.csv", "k,j,i,label\n0,1,2,3,left\n", "a.csv: line 2: has 5 fields for 4 columns; correct the line"),
+        ("a.csv", "k,j,i,label\n\n1,2,3,left\n1,2,3,left,\n", "a.csv: line 4: has 5 fields for 4 columns"),
+        ("a.csv", "k,j,i,label\n1,2,3\n", 'a.csv: line 2: "" is no label'),
+        ("a.csv", "k,j,i,label\n1,2,3," + "l" * 200_000, "a.csv: cannot be read as CSV: field larger than"),
         ("a.csv", "case_id,k,j,i,label\na,1,2,3,1\n,1,2,3,1\n", "case_id is empty in some rows"),
         (
             "case_9.csv",

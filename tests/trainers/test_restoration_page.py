@@ -41,7 +41,6 @@ def test_every_command_of_the_page(fresh_folders: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("nnUNet_qa_config", str(fresh_folders / "qa.yaml"))
     for line in (line for block in blocks("bash") for line in block.splitlines()):
         words = shlex.split(os.path.expandvars(line))
-        words = ["nnUNetTrainer_1epoch" if word == "nnUNetTrainer" else word for word in words]  # of 1,000 epochs
         run(*words, *MORE.get(words[0], ()))
     found = sorted((fresh_folders / "nnUNet_results").glob("*/RestorationTrainer__*/fold_*/restoration.json"))
     images = [json.loads(path.read_text())["images"] for path in found]
