@@ -239,6 +239,10 @@ class InjectionConfig(Section):
     """For `curves`: file of `nnunet-qa curve-classifier fit`."""
     scheme: str = "ukbb"
     """For `curves`: what the labels stand for, as in `nnunet-qa curves`."""
+    kind: Literal["volume", "area"] | None = None
+    """Of a `scheme` of your own: what its curves are; null for volume."""
+    end_diastole: Literal["first", "largest"] | None = None
+    """Of a `scheme` of your own: the frame at end-diastole; null for largest."""
     stop_when_worse: bool = True
     """No further round once the loss of annotated validation cases is higher than before the last round."""
 

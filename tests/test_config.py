@@ -53,6 +53,8 @@ def test_values_of_the_file_and_defaults_for_the_rest(tmp_path: Path) -> None:
             "injection: {weights: {curves: 1}, classifier: c.pt}\n",
             r'"injection": the estimator "curves" judges acquisitions',
         ),
+        ("injection: {kind: areas}\n", r"\"injection\.kind\": .*'volume' or 'area' \(found: 'areas'\)"),
+        ("injection: {end_diastole: last}\n", r"\"injection\.end_diastole\": .*'first' or 'largest'"),
         ("- 1\n", "must hold keys and values, found a list"),
         ("a: [\n", "is not valid YAML"),
     ],

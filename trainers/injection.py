@@ -75,8 +75,9 @@ class Injection:
         """Refuse, before the training starts, what could not be done.
 
         Raises:
-            SelectionError: more cases are asked for than there are, or there is no label scheme of this name.
-            CaseTableError: cases.csv lacks a pool case, or is missing where acquisitions are asked for.
+            SelectionError: more cases are asked for than there are, or there is no such label scheme.
+            CaseTableError: cases.csv lacks a pool case, is missing where acquisitions are asked for, or names frames
+                of them that are not in the pool.
             ConfigError: the code is asked for and there is no discriminator.
             CurveError: an acquisition lacks a frame, or the dataset has labels that the scheme does not know.
             ModelError: the curve classifier cannot be read or does not fit.

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-from nnunet_qa.cases import CaseTable
+from nnunet_qa.cases import FILE_NAME as CASES
+from nnunet_qa.cases import CaseTable, Role
 from nnunet_qa.config import Unit
 from nnunet_qa.data.bank import CHOSEN
 from nnunet_qa.errors import CaseTableError, ConfigError, CurveError, FloorError
@@ -45,7 +46,8 @@ class Estimators:
 
     @cached_property
     def _scheme(self) -> LabelScheme:
-        return LabelScheme.parse(self.config.scheme)
+        config = self.config
+        return LabelScheme.parse(config.scheme, kind=config.kind, end_diastole=config.end_diastole)
 
     @cached_property
     def _classifier(self) -> CurveEstimator:
@@ -62,7 +64,8 @@ class Estimators:
         Raises:
             ConfigError: the code is asked for and there is no discriminator.
             ModelError: the curve classifier cannot be read, or was made for other curves.
-            SelectionError: there is no such label scheme.
+            SelectionError: there is no such label scheme, or it has its own kind and end-diastole.
+            CaseTableError: cases.csv names an unlabelled frame of a candidate's acquisition that is no candidate.
             CurveError: the dataset has labels that the scheme does not know, or an acquisition lacks a frame.
         """
         if "code" in self.config.weights and not self.trainer.learns_from_pool:
@@ -70,6 +73,8 @@ class Estimators:
                 'injection.weights in qa.yaml names "code", but without the QA loss (qa_loss.enabled, qa_loss.weight) '
                 "there is no discriminator; leave it out"
             )
+        if self.config.unit is Unit.ACQUISITION:
+            self._check_whole(candidates)
         if "curves" not in self.config.weights:
             return
         self._classifier.predict_proba([])  # read here, not at the first round
@@ -82,6 +87,20 @@ class Estimators:
         order = _frames(self.cases, candidates).sort_values(["acquisition_id", "frame_index"])
         for name, own in order.groupby("acquisition_id"):
             check_frames(str(name), [None if pd.isna(index) else int(index) for index in own["frame_index"]])
+
+    def _check_whole(self, candidates: Sequence[str]) -> None:
+        """Refuse acquisitions of which some frames, but not all unlabelled ones, may be trained on."""
+        known, allowed = self.units(candidates), set(candidates)
+        assert self.cases is not None
+        of_case = self.cases.acquisitions()
+        for case in self.cases.case_ids(Role.UNLABELLED):
+            if of_case[case] in known and case not in allowed:
+                why = (
+                    "is of another subject, whom this fold validates or who is tested; correct subject_id or stack_id"
+                    if case in self.trainer.pool_images
+                    else "has no image in the pool (imagesUn); put it there, or delete its row"
+                )
+                raise CaseTableError(f'{CASES}: the frame "{case}" of the acquisition "{of_case[case]}" {why}')
 
     def check_images(self, properties: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse acquisitions whose frames have different shapes or spacings.

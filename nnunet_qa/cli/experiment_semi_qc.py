@@ -20,8 +20,9 @@ from nnunet_qa.cli.experiment_options import (
     ValidationSubjects,
 )
 from nnunet_qa.cli.experiment_parts import carry_out
-from nnunet_qa.cli.options import DeviceOption, StartAnew
+from nnunet_qa.cli.options import DeviceOption, SchemeEndDiastole, SchemeKind, StartAnew
 from nnunet_qa.config import Unit
+from nnunet_qa.errors import SelectionError
 
 
 def semi_qc(
@@ -37,6 +38,8 @@ def semi_qc(
     scheme: str | None = typer.Option(
         None, "--scheme", help="For cine series: ukbb, ukbb_ao, acdc, or your own, lv=1,myocardium=2. Default: no cine."
     ),
+    kind: SchemeKind = None,
+    end_diastole: SchemeEndDiastole = None,
     erroneous_below: float = typer.Option(
         0.7, "--erroneous-below", min=0.0, max=1.0, help="Mean Dice below which an acquisition is erroneous."
     ),
@@ -67,13 +70,15 @@ def semi_qc(
     from nnunet_qa.quality.codes import CodeThresholds
     from nnunet_qa.quality.curves import LabelScheme
 
+    if scheme is None and (kind or end_diastole):
+        raise SelectionError("--kind and --end-diastole say more of a label scheme; give --scheme too")
     protocol = Protocol(
         configuration=configuration,
         budget=Budget.named(budget),
         number=number,
         per_subject=per_subject,
         unit=unit,
-        scheme=None if scheme is None else LabelScheme.parse(scheme),
+        scheme=None if scheme is None else LabelScheme.parse(scheme, kind=kind, end_diastole=end_diastole),
         erroneous_below=erroneous_below,
         thresholds=CodeThresholds(success, failure),
         fit={"epochs": fit_epochs, "per-code": fit_per_code, "learning-rate": fit_rate},

@@ -15,6 +15,11 @@ DatasetJson = Annotated[
     typer.Option("--dataset-json", help="Default: dataset.json in the folder of predictions, where nnU-Net writes it."),
 ]
 CasesFile = Annotated[Path | None, typer.Option("--cases", help="That case table, instead of -d.")]
+SchemeKind = Annotated[str | None, typer.Option("--kind", help="Of your own scheme: volume or area. [volume]")]
+SchemeEndDiastole = Annotated[
+    str | None,
+    typer.Option("--end-diastole", help="Of your own scheme: the first frame, or the one of the largest LV. [largest]"),
+]
 DeviceOption = Annotated[Device | None, typer.Option("-device", help="Default: cuda where there is one, else cpu.")]
 Processes = Annotated[int, typer.Option("--jobs", "-np", min=1, help="Processes.")]
 StartAnew = Annotated[bool, typer.Option("--overwrite", help="Start anew instead of going on.")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import Role
@@ -36,7 +37,9 @@ from nnunet_qa.experiments.semi_qc_cells import (
 from nnunet_qa.experiments.semi_qc_choices import Choice, chosen_units
 from nnunet_qa.experiments.training import Training
 from nnunet_qa.files import write_csv
+from nnunet_qa.inference.crf import library
 from nnunet_qa.quality.codes import CodeThresholds
+from nnunet_qa.quality.curve_files import check_frames
 from nnunet_qa.quality.curves import LabelScheme
 
 FULL, HALF, RANDOM, CRF, BEST, TWO = "full", "half", "half_random", "half_random_crf", "half_best", "half_best_twice"
@@ -135,9 +138,10 @@ class SemiQCExperiment(Experiment[Protocol]):
         Raises:
             SelectionError: there is no such arm, more is to join than the pool has, or the scheme does not fit.
             DatasetError: the parts cannot be made.
-            CurveError: the case table does not say which frames make a series.
+            CurveError: a series is not annotated in every frame, or the case table does not say which frames make it.
+            DependencyError: the arm of the CRF is to be run, and pydensecrf2 is not installed.
         """
-        self.runner.chosen(arms)
+        chosen = [arm.name for arm in self.runner.chosen(arms)]
         protocol = self.protocol
         for seed in seeds:
             holdout = self.holdout(seed)
@@ -149,9 +153,11 @@ class SemiQCExperiment(Experiment[Protocol]):
                 )
         if protocol.scheme is not None:
             self._check_series(holdout, protocol.scheme)
+        if CRF in chosen and not all(self.runner.cell(CRF, seed).done for seed in seeds):
+            library()
 
     def _check_series(self, holdout: Holdout, scheme: LabelScheme) -> None:
-        """Curves need whole acquisitions of several frames, and labels that the scheme knows."""
+        """Curves need whole acquisitions with every frame annotated, and labels that the scheme knows."""
         if self.protocol.unit is not Unit.ACQUISITION:
             raise SelectionError("curves judge whole acquisitions; choose acquisitions too, not single cases")
         known = {0, *scheme.values.values()}
@@ -162,13 +168,14 @@ class SemiQCExperiment(Experiment[Protocol]):
                     "your own, such as lv=1,myocardium=2,rv=3"
                 )
         frame = holdout.cases.frame
-        frame = frame[frame["role"] == Role.LABELLED.value]
-        frames = frame.groupby(frame["case_id"].map(holdout.cases.acquisitions()))["frame_index"].nunique()
-        if (frames < 2).any():
-            raise CurveError(
-                f'{self.source / CASES}: "{frames.index[frames < 2][0]}" has no two frames (frame_index), which makes '
-                "no curve; fill stack_id and frame_index, or leave the label scheme out"
-            )
+        for name, own in frame.groupby(frame["case_id"].map(holdout.cases.acquisitions())):
+            try:
+                _check_annotated(str(name), own)
+            except CurveError as error:
+                raise CurveError(
+                    f"{self.source / CASES}: {error}. Curves and measures need every frame annotated (phantoms: "
+                    "`nnunet-qa phantom dataset --labelled-frames all`); or leave the label scheme out"
+                ) from error
 
     def holdout(self, seed: int, *, everything: bool = False) -> Holdout:
         """The parts of one seed; nothing is written.
@@ -236,7 +243,7 @@ class SemiQCExperiment(Experiment[Protocol]):
         ranking = without_empty(ranking, predictions, holdout.dataset_json)
         dice = case_dice(predictions, self.truths(), ranking["case_id"].tolist(), holdout.dataset_json)
         write_csv(cell.folder / RANKING, ranking.assign(dice=ranking["case_id"].map(dice)))
-        prepare_injected(cell, half, ranking, predictions)
+        prepare_injected(cell, half, ranking, predictions, round_number=1 if earlier is None else 2)
         training.go_on(stages=1)
         return self._tested(training, set(ranking["case_id"]))
 
@@ -255,3 +262,13 @@ class SemiQCExperiment(Experiment[Protocol]):
         counts = {name: len(own) for name, own in parts.items()}
         people = {f"{name}_subjects": len({subjects[case] for case in own}) for name, own in parts.items()}
         return {"plans": training.plans, **counts, **people, "measured": len(cases)}
+
+
+def _check_annotated(name: str, rows: pd.DataFrame) -> None:
+    """Refuse rows of an acquisition that is annotated in some of its frames only."""
+    left = rows[rows["role"] != Role.LABELLED.value]
+    if len(left) == len(rows):
+        return  # the experiment has no use for it
+    check_frames(name, [None if pd.isna(index) else int(index) for index in rows["frame_index"]])
+    for case, role in zip(left["case_id"], left["role"], strict=True):
+        raise CurveError(f'{name}: the frame "{case}" is {role}, not {Role.LABELLED.value}')

@@ -28,7 +28,9 @@ CURVES, TRUE_CURVES = "curves", "true_curves"
 """Folders of a cell with what `nnunet-qa curves` would write of the predicted and of the true test acquisitions."""
 
 
-def prepare_injected(cell: Cell, half: Training, ranking: pd.DataFrame, predictions: Path) -> None:
+def prepare_injected(
+    cell: Cell, half: Training, ranking: pd.DataFrame, predictions: Path, *, round_number: int
+) -> None:
     """Give a cell a dataset in which the ranked pool cases are training cases, planned as the half and preprocessed.
 
     Args:
@@ -36,6 +38,7 @@ def prepare_injected(cell: Cell, half: Training, ranking: pd.DataFrame, predicti
         half: the training on people's labels alone, whose fold is kept.
         ranking: the chosen cases, see `nnunet_qa.data.inject.inject`.
         predictions: the label maps that become their labels.
+        round_number: which round of injection this is, for the case table.
     """
     holdout = half.holdout
     name = holdout.source.name
@@ -51,6 +54,7 @@ def prepare_injected(cell: Cell, half: Training, ranking: pd.DataFrame, predicti
             predictions,
             source_preprocessed=half.cell.folder / FOLDERS[1] / name,
             target_preprocessed=preprocessed,
+            round_number=round_number,
             overwrite=True,
         )
         for file in ("dataset_fingerprint.json", f"{half.plans}.json"):

@@ -41,16 +41,31 @@ class LabelScheme:
     end_diastole: EndDiastole
 
     @classmethod
-    def parse(cls, text: str) -> LabelScheme:
+    def parse(cls, text: str, *, kind: str | None = None, end_diastole: str | None = None) -> LabelScheme:
         """The scheme that a text means: the name of one, or structures with their values, see `custom`.
 
+        Args:
+            text: see above.
+            kind: of a custom scheme; None for what `custom` takes.
+            end_diastole: of a custom scheme; None for what `custom` takes.
+
         Raises:
-            SelectionError: as `named` and `custom`.
+            SelectionError: as `named` and `custom`; or a named scheme is given another kind or end-diastole.
 
         >>> LabelScheme.parse("acdc").name, LabelScheme.parse("lv=1,rv=3").name
         ('acdc', 'custom')
         """
-        return cls.custom(text) if "=" in text else cls.named(text)
+        given = {"kind": kind, "end_diastole": end_diastole}
+        settings = {name: value for name, value in given.items() if value is not None}
+        if "=" in text:
+            return cls.custom(text, **settings)  # type: ignore[arg-type]  # which values there are it says itself
+        scheme = cls.named(text)
+        if settings:
+            raise SelectionError(
+                f'the label scheme "{text}" has its own kind and end-diastole; leave out {" and ".join(settings)}, or '
+                "write your own, such as lv=1,myocardium=2,rv=3"
+            )
+        return scheme
 
     @classmethod
     def named(cls, name: str) -> LabelScheme:

@@ -62,10 +62,34 @@ def test_every_command_of_the_page(fresh_folders: Path, monkeypatch: pytest.Monk
     assert CaseTable.read(source / "cases.csv").case_ids()
 
 
+@pytest.mark.parametrize(
+    ("more", "kind", "end_diastole"),
+    [([], "volume", "largest"), (["--kind", "area", "--end-diastole", "first"], "area", "first")],
+)
+def test_a_scheme_of_your_own(
+    fresh_folders: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], kind: str, end_diastole: str
+) -> None:
+    begun: list[SemiQCExperiment] = []
+    monkeypatch.setattr(SemiQCExperiment, "check", lambda experiment, *_: begun.append(experiment))
+    monkeypatch.setattr("nnunet_qa.cli.experiment_parts.run_cells", lambda *_, **__: None)
+    write_hearts(fresh_folders, subjects=1)
+    command = ["experiment", "semi-qc", "-d", "771", "-o", "out", "--scheme", "aorta=1", "--unit", "acquisition"]
+    CliRunner().invoke(app, [*command, *more])
+    assert begun[0].protocol.settings()["scheme"] == {
+        "name": "custom",
+        "values": {"aorta": 1},
+        "kind": kind,
+        "end_diastole": end_diastole,
+    }
+
+
 def test_what_contradicts_itself_is_one_line(fresh_folders: Path) -> None:
     command = ["experiment", "semi-qc", "-d", "115", "-o", "out"]
     for more, said in (
         (["--report-only", "--overwrite"], "--overwrite deletes what --report-only reports"),
+        (["--scheme", "acdc", "--end-diastole", "first"], '"acdc" has its own kind and end-diastole; leave out end_'),
+        (["--scheme", "lv=1", "--kind", "areas"], 'unknown kind of curve "areas"; choose volume or area'),
+        (["--kind", "area"], "--kind and --end-diastole say more of a label scheme; give --scheme too"),
         (["--scheme", "ukb"], 'unknown label scheme "ukb" (did you mean "ukbb"?)'),
         (["--success", "0.3"], "success 0.3, failure 0.5"),
     ):

@@ -13,7 +13,7 @@ from nnunet_qa.cases import CaseTable
 from nnunet_qa.config import QAConfig, Unit
 from nnunet_qa.data.cine_files import write_frames
 from nnunet_qa.data.cine_phantom import short_axis_cine
-from nnunet_qa.errors import CurveError, DatasetError, SelectionError
+from nnunet_qa.errors import DatasetError
 from nnunet_qa.experiments import semi_qc_curves
 from nnunet_qa.experiments.experiment import METRICS
 from nnunet_qa.experiments.semi_qc import BEST, BY, CRF, FULL, HALF, RANDOM, RANKING, TWO, Protocol
@@ -146,6 +146,7 @@ def test_labels_are_the_predictions(
     table = CaseTable.read(raw / "cases.csv").frame.set_index("case_id")
     assert set(table.loc[ranking["case_id"], "label_source"]) == {"pseudo"}
     assert set(table.loc[ranking["case_id"], "pseudo_model"]) == {BEST if arm == TWO else HALF}
+    assert set(table.loc[ranking["case_id"], "pseudo_round"]) == {"2" if arm == TWO else "1"}
     assert set(entries) == {*experiment.holdout(0).parts.pool, *experiment.holdout(0).parts.validation} | set(
         ranking["case_id"]
     )
@@ -293,49 +294,6 @@ def test_what_determines_the_results_is_kept(source: Path, tmp_path: Path) -> No
     experiment_on(source, tmp_path).runner.begin()
     with pytest.raises(DatasetError, match=r"begun with other settings \(scheme\)"):
         experiment_on(source, tmp_path, scheme=SCHEMES["acdc"]).runner.begin()
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "said"),
-    [
-        ({"number": 4}, SelectionError, "4 acquisitions are to join the training, but the pool of draw 0 has 3; lower"),
-        ({"number": 13, "unit": Unit.CASE, "scheme": None}, SelectionError, "13 cases are to join .* has 12"),
-        ({"unit": Unit.CASE}, SelectionError, "curves judge whole acquisitions; choose acquisitions too"),
-        (
-            {"scheme": LabelScheme.custom("lv=1")},
-            SelectionError,
-            'the label 2 is not in the label scheme "custom"; name another',
-        ),
-        ({"half": 0.1}, DatasetError, "5 subjects are left beside test and validation; 0 annotated ones are too few"),
-        ({"half": 0.95}, DatasetError, "5 annotated ones are too few, or leave no pool. Change the half"),
-        ({"test_folds": 9}, DatasetError, "8 subjects cannot be parted into 9 test folds"),
-    ],
-)
-def test_what_could_not_be_run_is_refused_at_once(
-    source: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        experiment_on(source, tmp_path / "out", **changes).check([0])
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_arm_or_frames_that_are_not_there_are_refused_at_once(source: Path, tmp_path: Path) -> None:
-    experiment_on(source, tmp_path / "out").check([0, 1], [TWO])
-    with pytest.raises(SelectionError, match=r'unknown arm "half_bets" \(did you mean "half_best"\?\)'):
-        experiment_on(source, tmp_path / "out").check([0], ["half_bets"])
-    bare = tmp_path / NAME
-    bare.mkdir()
-    (bare / "dataset.json").symlink_to(source / "dataset.json")
-    table = pd.read_csv(source / "cases.csv")
-    table.assign(frame_index="").to_csv(bare / "cases.csv", index=False)
-    with pytest.raises(
-        CurveError, match=r'cases\.csv: "P0_sa" has no two frames \(frame_index\), which makes no curve'
-    ):
-        experiment_on(bare, tmp_path / "out").check([0])
-    table.assign(role="unlabelled").to_csv(bare / "cases.csv", index=False)
-    with pytest.raises(DatasetError, match=r"cases\.csv: no case is labelled"):
-        experiment_on(bare, tmp_path / "out").check([0])
-    assert not (tmp_path / "out").exists()
 
 
 def test_empty_predictions_do_not_join(tmp_path: Path) -> None:

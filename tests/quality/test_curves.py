@@ -57,6 +57,13 @@ def test_schemes_go_by_their_names(name: str) -> None:
 def test_a_text_is_a_name_or_a_scheme_of_your_own() -> None:
     assert LabelScheme.parse("acdc") is SCHEMES["acdc"]
     assert LabelScheme.parse("lv=1, rv=3") == LabelScheme.custom("lv=1,rv=3")
+    own = LabelScheme.parse("lv=1", kind="area", end_diastole="first")
+    assert own == LabelScheme(name="custom", values={"lv": 1}, kind="area", end_diastole="first")
+    assert LabelScheme.parse("lv=1", end_diastole="first").kind == "volume"
+    with pytest.raises(SelectionError, match=r'"ukbb" has its own kind and end-diastole; leave out end_diastole, or'):
+        LabelScheme.parse("ukbb", end_diastole="first")  # even where it is its own
+    with pytest.raises(SelectionError, match='unknown end-diastole "last"; choose first or largest'):
+        LabelScheme.parse("lv=1", end_diastole="last")
     with pytest.raises(SelectionError, match='unknown label scheme "acd"'):
         LabelScheme.parse("acd")
     with pytest.raises(SelectionError, match='"lv=" is not structure=value'):

@@ -242,8 +242,8 @@ def test_whole_acquisitions_are_ranked_by_their_curves(
     )
     judge = Judge({"A": 0.1, "B": 0.9})
     monkeypatch.setattr(injection_estimators, "load_classifier", lambda path, **made_for: judge)
-    own = {"weights": {"curves": 1.0}, "classifier": "some.pt", "unit": "acquisition", "scheme": "acdc"}
-    # values 1 and 2 of the phantom are rv and myocardium there
+    own = {"weights": {"curves": 1.0}, "classifier": "some.pt", "unit": "acquisition"}
+    own |= {"scheme": "rv=1,myocardium=2", "kind": "area", "end_diastole": "first"}
     trainer = injecting(qa_yaml, planned["2d"], number=1, **own)
     with started(trainer):
         begin_epoch(trainer, 1)
@@ -255,5 +255,6 @@ def test_whole_acquisitions_are_ranked_by_their_curves(
         labels = [trainer.injection.bank.labels(1, case)[0] for case in ("P0_c2", "P0_c0")]
         assert first.pixels["rv"][:, 0].tolist() == [(frame == 1).sum() for frame in labels]
         assert first.pixels["myocardium"][:, 0].tolist() == [(frame == 2).sum() for frame in labels]
+        assert (first.scheme.kind, first.scheme.end_diastole) == ("area", "first")
     with pytest.raises(SelectionError, match=r"asks for 3 acquisitions, but the pool has 2 that"):
         injecting(qa_yaml, planned["2d"], number=3, **own).on_train_start()

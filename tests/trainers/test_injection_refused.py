@@ -73,6 +73,48 @@ def test_a_classifier_for_other_curves_is_refused_at_the_start(
         injecting(qa_yaml, planned["2d"], **{**made, "scheme": "ukb"}).on_train_start()
 
 
+def test_a_named_scheme_is_given_no_other_kind_or_end_diastole(
+    planned: dict[str, str], results: Path, qa_yaml: Any
+) -> None:
+    own = {**CURVES, "scheme": "acdc", "kind": "area", "end_diastole": "first"}
+    with pytest.raises(SelectionError, match=r'"acdc" has its own kind and end-diastole; leave out kind and end_dias'):
+        injecting(qa_yaml, planned["2d"], **own).on_train_start()
+
+
+@pytest.mark.parametrize("curves", [False, True])
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        ("P0", r'cases\.csv: the frame "P0_c2" of the acquisition "A" has no image in the pool \(imagesUn\); put it'),
+        ("T0", r'cases\.csv: the frame "P0_c2" of the acquisition "A" is of another subject, whom this fold'),
+    ],
+)
+def test_series_of_which_frames_may_not_be_trained_on_are_refused_at_the_start(
+    planned: dict[str, str],
+    results: Path,
+    qa_yaml: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    curves: bool,
+    subject: str,
+    message: str,
+) -> None:
+    folder = copied(planned["2d"], tmp_path / "copy", monkeypatch)
+    frames = {"P0_c0": 0, "P0_c1": 1, "P0_c2": 2}
+    rename_cases(
+        folder,
+        subject_id=lambda case: subject if case == "P0_c2" else case[:2],
+        stack_id=lambda case: "A" if case in frames else "",
+        frame_index=lambda case: str(frames.get(case, "")),
+        role=lambda case: {"T": "test", "P": "unlabelled"}.get(case[0], "labelled"),
+    )
+    if subject == "P0":
+        (folder / "imagesUn" / "P0_c2_0000.png").unlink()
+    monkeypatch.setattr(injection_estimators, "load_classifier", lambda path, **made_for: Judge({}))
+    with pytest.raises(CaseTableError, match=message):
+        injecting(qa_yaml, planned["2d"], **(CURVES if curves else {"unit": "acquisition"})).on_train_start()
+
+
 def test_tested_subjects_and_cases_that_are_not_unlabelled_are_no_candidates(
     planned: dict[str, str], results: Path, qa_yaml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
