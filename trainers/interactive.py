@@ -22,6 +22,7 @@ from nnunet_qa.interaction.clicks import BACKGROUND
 from nnunet_qa.interaction.dialogue import Dialogue, Draw, draw
 from nnunet_qa.networks.click_input import with_click_input
 
+from .click_loss import ClickLoss
 from .pool_trainer import PoolTrainer
 
 
@@ -79,6 +80,9 @@ class InteractiveTrainer(PoolTrainer):
         )
         return with_click_input(network, num_input_channels, click_channels(num_output_channels - 1))
 
+    def _build_loss(self) -> ClickLoss:
+        return ClickLoss(super()._build_loss(), self.config.interaction.click_weight)
+
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net's, after a dialogue about each patch of the augmented batch."""
         data, targets = self._on_device(batch)
@@ -86,7 +90,11 @@ class InteractiveTrainer(PoolTrainer):
         channels = self._talk(data, targets[0], drawn, self._rng)
         if any(drawn.negative):
             targets = [self._emptied(target, drawn.negative) for target in targets]
-        return super().train_step(self._with_clicks(batch, data, targets, channels))
+        self.loss.maps = channels[:, : self.dialogue.channels.labels + 1]
+        try:
+            return super().train_step(self._with_clicks(batch, data, targets, channels))
+        finally:
+            self.loss.maps = None  # the validation loss is nnU-Net's
 
     def validation_step(self, batch: dict) -> dict:
         """As nnU-Net's, after the same number of clicks in each patch."""

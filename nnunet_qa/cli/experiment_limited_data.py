@@ -21,6 +21,9 @@ def limited_data(
         "seg,pretrained,interactive,both,semi", "--groups", help="What is compared; paper is the sixth, 2d only."
     ),
     clicks: int = typer.Option(5, "--clicks", min=1, help="Most simulated clicks on a test case (2d: on a slice)."),
+    unclicked: float | None = typer.Option(
+        None, "--unclicked", min=0.0, max=1.0, help="Interactive: part of the patches that train without a click."
+    ),
     pretraining: int = typer.Option(2, "--pretraining", min=1, help="Steps of the restoration, in those of a model."),
     test_folds: int = typer.Option(3, "--test-folds", min=2, help="Seed s tests fold s of so many folds of patients."),
     validation_subjects: int = typer.Option(1, "--validation-subjects", min=1, help="Patients for validation."),
@@ -45,6 +48,7 @@ def limited_data(
         sizes=parsed_sizes(sizes),
         pretraining=pretraining,
         clicks=clicks,
+        interaction={} if unclicked is None else {"unclicked": unclicked},
         test_folds=test_folds,
         validation_subjects=validation_subjects,
     )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nnunet_qa.config_limited_data import InteractionConfig
 from nnunet_qa.errors import SelectionError, nearest
 from nnunet_qa.experiments.experiment import BaseProtocol, Experiment
 from nnunet_qa.experiments.limited_data_cells import annotation_cost, simulated_dice, tested_dice
@@ -66,10 +67,11 @@ class Protocol(BaseProtocol):
     def settings(self) -> dict[str, Any]:
         """What determines the results, as JSON; sizes may be added later."""
         plain = ("configuration", "pretraining", "clicks", "test_folds", "validation_subjects")
-        sections = {name: dict(getattr(self, name)) for name in ("qa_loss", "interaction")}
         return {
             **{name: getattr(self, name) for name in plain},
-            **sections,
+            "qa_loss": dict(self.qa_loss),
+            # with its defaults, which another version may change
+            "interaction": InteractionConfig(**self.interaction).model_dump(mode="json"),
             "budget": self.budget.model_dump(mode="json"),
         }
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nnunet_qa.config import ENVIRONMENT_VARIABLE
+from nnunet_qa.config_limited_data import InteractionConfig
 from nnunet_qa.environment import FOLDERS
 from nnunet_qa.experiments.holdout import Holdout
 from nnunet_qa.experiments.runner import Cell
@@ -99,11 +100,15 @@ class Training:
     def interact(self, images: str, clicks: int) -> Path:
         """Segment a folder of the raw dataset, such as `imagesTs`, with so many simulated clicks each.
 
+        The user begins as in the training, and overlooks the same small errors.
+
         Returns:
             The table with the Dice after each click, see docs/interact.md.
         """
         labels = self.holdout.raw / images.replace("images", "labels")
-        simulated = ("--simulate", str(labels), "--number", str(clicks))
+        trained = InteractionConfig(**self.settings.get("interaction", {}))
+        user = ("--mode", trained.mode.value, "--least-error", str(trained.least_error))
+        simulated = ("--simulate", str(labels), "--number", str(clicks), *user)
         self.cell.call(f"interact-{images}", "nnunet-qa", "interact", *self._what(images), *simulated)
         return self.cell.folder / images / "dice.csv"
 

@@ -106,13 +106,15 @@ class Draw:
 
 
 def draw(size: int, settings: InteractionConfig, rng: np.random.Generator) -> Draw:
-    """Numbers of rounds, uniform in `least`…`most`, and negative samples, each of which has a click at least.
+    """Numbers of rounds, uniform in `least`…`most` or 0 for a part of them, and negative samples.
 
-    Without a click nothing would tell a negative sample from others.
+    A negative sample always has a click, without which nothing would tell it from others.
     """
     negative = rng.random(size) < (settings.negative if settings.most > 0 else 0)
     least = np.where(negative, max(settings.least, 1), settings.least)
-    return Draw(tuple(map(int, rng.integers(least, settings.most + 1))), tuple(map(bool, negative)))
+    numbers = rng.integers(least, settings.most + 1)
+    numbers[(rng.random(size) < settings.unclicked) & ~negative] = 0
+    return Draw(tuple(map(int, numbers)), tuple(map(bool, negative)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,9 @@ class Dialogue:
         """The channels of the batch after the last click.
 
         A sample is predicted only where its next click or its channel of the previous prediction needs it: once less
-        than it has rounds, or as often where the network sees its previous prediction.
+        than it has rounds, or as often where it holds no object or the network sees its previous prediction. The user
+        takes it that clicked voxels have their label, as they do in an interactive prediction, so that a click which
+        the network does not obey is not made again.
 
         Args:
             truths: label maps `(batch, *spatial)`; of negative samples as they were, for the first click of those is
@@ -160,24 +164,27 @@ class Dialogue:
         active = list(range(len(truths)))
         for turn in range(max(drawn.numbers, default=0)):
             active = [sample for sample in active if drawn.numbers[sample] > turn]
+            new: dict[int, list[Click]] = {}
+            if turn == 0:
+                new = {sample: self._first(truths[sample], drawn.negative[sample], rng) for sample in active}
+            # a first click in an object needs no prediction
+            asked = active if self.channels.previous else [sample for sample in active if not new.get(sample)]
             answers: dict[int, np.ndarray] = {}
-            if active and (turn > 0 or self.channels.previous):
-                inputs = np.stack([self.channels(clicks[sample], shape, previous[sample]) for sample in active])
-                answers = dict(zip(active, predict(active, inputs), strict=True))
-            left = []
+            if asked:
+                inputs = np.stack([self.channels(clicks[sample], shape, previous[sample]) for sample in asked])
+                answers = dict(zip(asked, predict(asked, inputs), strict=True))
             for sample in active:
-                if turn == 0:
-                    new = self._first(truths[sample], negative=drawn.negative[sample], rng=rng)
-                else:
-                    new = self._next(truths[sample], answers[sample], negative=drawn.negative[sample])
-                clicks[sample] += new
-                if new or turn == 0:  # a patch without an object may still get false positives to click
-                    left.append(sample)
-                    previous[sample] = answers.get(sample)  # that after the last click no user has answered
-            active = left
+                if not new.get(sample):
+                    seen = _obeyed(answers[sample], clicks[sample])
+                    new[sample] = self._next(truths[sample], seen, negative=drawn.negative[sample])
+            active = [sample for sample in active if new[sample]]
+            for sample in active:
+                clicks[sample] += new[sample]
+                previous[sample] = answers.get(sample)  # that after the last click no user has answered
         return np.stack([self.channels(*talk) for talk in zip(clicks, [shape] * len(truths), previous, strict=True)])
 
-    def _first(self, truth: np.ndarray, *, negative: bool, rng: np.random.Generator | None) -> list[Click]:
+    def _first(self, truth: np.ndarray, negative: bool, rng: np.random.Generator | None) -> list[Click]:
+        """Clicks in the largest object; none where there is none."""
         if self.mode is ClickMode.LINE:
             axis = int(rng.choice((truth.ndim - 2, truth.ndim - 1))) if rng is not None else truth.ndim - 1
             clicks = line_clicks(truth, axis=axis, rng=rng, ignore=self.ignore)
@@ -186,7 +193,7 @@ class Dialogue:
             clicks = [click] if click is not None else []
         return [Click(click.position, BACKGROUND) for click in clicks] if negative else clicks
 
-    def _next(self, truth: np.ndarray, prediction: np.ndarray | None, *, negative: bool) -> list[Click]:
+    def _next(self, truth: np.ndarray, prediction: np.ndarray, *, negative: bool) -> list[Click]:
         wanted = _without_objects(truth, self.ignore) if negative else truth
         click = next_click(
             wanted,
@@ -196,6 +203,14 @@ class Dialogue:
             ignore=self.ignore,
         )
         return [click] if click is not None else []
+
+
+def _obeyed(prediction: np.ndarray, clicks: Sequence[Click]) -> np.ndarray:
+    """The prediction with the label of each click at its voxel."""
+    obeyed = prediction.copy()
+    for click in clicks:
+        obeyed[click.position] = click.label
+    return obeyed
 
 
 def _without_objects(truth: np.ndarray, ignore: int | None) -> np.ndarray:

@@ -295,3 +295,22 @@ def test_bad_input_is_one_line(
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_unclicked_reaches_the_interactive_models(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(source.parent))
+    monkeypatch.setattr(runner, "run_command", Commands(source))
+    out = tmp_path / "out"
+    what = ["experiment", "limited-data", "-d", NAME, "-o", str(out), "--test-folds", "4", "-device", "cpu"]
+    what += ["--sizes", "1", "--groups", "seg,interactive", "--seeds", "0"]
+    result = CliRunner().invoke(app, [*what, "--unclicked", "0.25"])
+    assert result.exit_code == 0, (result.exception, result.output)
+    written = {path.parent.parent.name: yaml.safe_load(path.read_text()) for path in out.glob("runs/*/seed_0/qa.yaml")}
+    assert written["interactive_1"]["interaction"]["unclicked"] == 0.25
+    assert "interaction" not in written["seg_1"]
+    # another value would be another experiment, and so would another default
+    assert json.loads((out / "experiment.json").read_text())["interaction"]["unclicked"] == 0.25
+    result = CliRunner().invoke(app, what)
+    assert "interaction" in str(result.exception)

@@ -36,27 +36,37 @@ class Predictor:
 def test_each_sample_gets_its_clicks_and_no_more_passes_than_they_need() -> None:
     predict = Predictor()
     dialogue = Dialogue(channels=ClickChannels(labels=2))
-    found = dialogue(truths(), Draw((0, 1, 2), (False,) * 3), predict)
-    assert [samples for samples, _ in predict.asked] == [[2]]
-    expected = [[], [Click((8, 9), 2)], [Click((2, 12), 0)]]
+    found = dialogue(truths(), Draw((0, 2, 1), (False,) * 3), predict)
+    assert [samples for samples, _ in predict.asked] == [
+        [2],
+        [1],
+    ]  # without an object a user looks for what is too much
+    first = Click((8, 9), 2)
+    seen = predict([1], np.zeros(0))[0]
+    seen[first.position] = 2
+    expected: Any = [[], [first, next_click(truths()[1], seen)], [Click((2, 12), 0)]]
     for channels, clicks in zip(found, expected, strict=True):
         np.testing.assert_array_equal(channels, [*click_maps(clicks, (16, 16), 2), *np.zeros((2, 16, 16))])
 
 
-def test_the_network_sees_all_earlier_clicks() -> None:
+def test_the_network_sees_all_earlier_clicks_and_none_is_made_twice() -> None:
     predict = Predictor()
-    Dialogue(channels=ClickChannels(labels=2))(truths()[:1], Draw((3,), (False,)), predict)
-    first = Click((5, 5), 1)
-    second = next_click(truths()[0], predict([0], np.zeros(0))[0])
-    assert second == first  # missed as before, and larger than what is too much
+    found = Dialogue(channels=ClickChannels(labels=2))(truths()[:1], Draw((3,), (False,)), predict)
+    clicks, seen = [Click((5, 5), 1)], predict([0], np.zeros(0))[0]
+    for _ in range(2):  # the object is missed as before, and larger than what is too much; its clicked voxels are not
+        seen[clicks[-1].position] = 1
+        clicks.append(next_click(truths()[0], seen) or clicks[0])
+    assert len(set(clicks)) == 3
     assert len(predict.asked) == 3
-    np.testing.assert_array_equal(predict.asked[0][1][0, :3], click_maps([first], (16, 16), 2))
+    for number, (_, channels) in enumerate(predict.asked[:2], start=1):
+        np.testing.assert_array_equal(channels[0, :3], click_maps(clicks[:number], (16, 16), 2))
+    np.testing.assert_array_equal(found[0, :3], click_maps(clicks, (16, 16), 2))
 
 
 def test_negative_samples_get_background_clicks_only() -> None:
     dialogue = Dialogue(channels=ClickChannels(labels=2))
     found = dialogue(truths(), Draw((1, 2, 2), (True,) * 3), Predictor())
-    clicks: Any = [[Click((5, 5), 0)], [Click((8, 9), 0), Click((2, 12), 0)], [Click((2, 12), 0)]]
+    clicks: Any = [[Click((5, 5), 0)], [Click((8, 9), 0), Click((2, 12), 0)], [Click((2, 12), 0), Click((1, 11), 0)]]
     for channels, expected in zip(found, clicks, strict=True):
         np.testing.assert_array_equal(channels[:3], click_maps(expected, (16, 16), 2))
 
@@ -92,7 +102,7 @@ def test_small_errors_end_the_dialogue_and_ignored_voxels_get_no_click() -> None
     assert len(predict.asked) == 1
     assert not found.any()
     found = Dialogue(channels=ClickChannels(labels=1), ignore=2)(truths()[1:2], Draw((1,), (False,)), predict)
-    assert not found.any()
+    np.testing.assert_array_equal(found[0, :2], click_maps([Click((2, 12), 0)], (16, 16), 1))
     ignored = np.full((1, 16, 16), 2)
     found = Dialogue(channels=ClickChannels(labels=1), ignore=2)(ignored, Draw((2,), (True,)), predict)
     assert not found.any()
@@ -109,10 +119,14 @@ def test_lines_in_a_batch() -> None:
 
 
 def test_numbers_and_negatives_are_drawn_as_set() -> None:
-    drawn = draw(4000, InteractionConfig(least=0, most=3, negative=0.25), np.random.default_rng(1))
+    drawn = draw(4000, InteractionConfig(least=0, most=3, unclicked=0, negative=0.25), np.random.default_rng(1))
     numbers, negative = np.array(drawn.numbers), np.array(drawn.negative)
     assert negative.mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_allclose(np.bincount(numbers[~negative]) / (~negative).sum(), [0.25] * 4, atol=0.03)
+    assert set(numbers[negative]) == {1, 2, 3}
+    drawn = draw(4000, InteractionConfig(least=1, most=3, unclicked=0.4, negative=0.25), np.random.default_rng(1))
+    numbers, negative = np.array(drawn.numbers), np.array(drawn.negative)
+    np.testing.assert_allclose(np.bincount(numbers[~negative]) / (~negative).sum(), [0.4, *[0.2] * 3], atol=0.03)
     assert set(numbers[negative]) == {1, 2, 3}
     nothing = draw(50, InteractionConfig(most=0, negative=1), np.random.default_rng(1))
     assert not any(nothing.numbers)

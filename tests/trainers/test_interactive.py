@@ -27,7 +27,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "interactive.md"
 
 
 def quick(**interaction: Any) -> str:
-    return settings(pool={"enabled": False}, scoring={"final": False}, interaction=interaction)
+    unclicked = {"unclicked": 0}  # what is clicked is tested here
+    return settings(pool={"enabled": False}, scoring={"final": False}, interaction=unclicked | interaction)
 
 
 def made(dataset: str, configuration: str = "2d") -> Any:
@@ -145,6 +146,34 @@ def test_passes_between_clicks_leave_no_trace(
         assert [size for size, _, _ in sizes] == [2, 2]
         assert len(trainer._measured) == 2  # of nnU-Net's own pass alone
         assert all((sample[1:4] == 1).sum() in (1, 2) for sample in seen[0]["data"])
+        trainer._hook.remove()
+
+
+def test_the_loss_around_clicks_is_added_while_training_alone(
+    planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa_yaml(quick(least=1, most=1, negative=0, click_weight=2.5))
+    trainer = made(planned["2d"])
+    with started(trainer):
+        seen: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+        stock = trainer.loss.forward
+
+        def forward(output: Any, target: Any) -> torch.Tensor:
+            seen.append((trainer.loss.maps, stock(output, target)))
+            return seen[-1][1]
+
+        monkeypatch.setattr(trainer.loss, "forward", forward)
+        steps = record(trainer, monkeypatch)
+        found = trainer.train_step(next(trainer.dataloader_train))
+        ((maps, loss),) = seen
+        assert torch.equal(maps, steps[0]["data"][:, 1:4])
+        assert maps.any()
+        assert found["loss"] == loss.item()
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            trainer.validation_step(next(trainer.dataloader_val))
+        assert seen[-1][0] is None
+        assert trainer.loss.weight == 2.5
         trainer._hook.remove()
 
 
