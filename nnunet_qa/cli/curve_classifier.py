@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,9 +22,23 @@ if TYPE_CHECKING:
     from nnunet_qa.quality.curves import Acquisition
 
 _ROC, _JUDGED, _SUMMARY, _PREDICTED = "roc.png", "curve_evaluation.csv", "curve_evaluation.json", "curve_quality.csv"
-_LABELS = "qc_labels.csv: case (the acquisition), label (good or erroneous)."
-_DICE = "Instead of --labels: table with case_id and dice, such as evaluation.csv."
-_CURVES = "Folder that `nnunet-qa curves` wrote."
+_BELOW = 0.7
+
+CurvesFolder = Annotated[Path, typer.Option("-i", help="Folder that `nnunet-qa curves` wrote.")]
+Labels = Annotated[
+    Path | None, typer.Option("--labels", help="qc_labels.csv: case (the acquisition), label (good or erroneous).")
+]
+Dice = Annotated[
+    Path | None,
+    typer.Option("--dice", help="Instead of --labels: table with case_id and dice, such as evaluation.csv."),
+]
+Below = Annotated[
+    float | None,
+    typer.Option("--erroneous-below", help=f"With --dice: erroneous below this mean Dice. Default: {_BELOW}."),
+]
+DiceDataset = Annotated[
+    str | None, typer.Option("-d", help="With --dice: dataset whose cases.csv says whose frame a case is.")
+]
 
 
 class Kind(str, Enum):
@@ -45,14 +60,12 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    curves: Path = typer.Option(..., "-i", help=_CURVES),
+    curves: CurvesFolder,
     output: Path = typer.Option(..., "-o", help="Where to write, ends in .pt"),
-    labels: Path | None = typer.Option(None, "--labels", help=_LABELS),
-    dice: Path | None = typer.Option(None, "--dice", help=_DICE),
-    below: float = typer.Option(0.7, "--erroneous-below", help="With --dice: erroneous below this mean Dice."),
-    dataset: str | None = typer.Option(
-        None, "-d", help="With --dice: dataset whose cases.csv says whose frame a case is."
-    ),
+    labels: Labels = None,
+    dice: Dice = None,
+    below: Below = None,
+    dataset: DiceDataset = None,
     cases: CasesFile = None,
     kind: Kind = typer.Option(Kind.LSTM, "--kind", help="The paper's LSTM, or one of the two to compare it with."),
     structures: str | None = typer.Option(None, "--structures", help="Such as lv,rv. Default: all that there are."),
@@ -60,11 +73,11 @@ def fit(
     least_sensitivity: float = typer.Option(
         0.0, "--least-sensitivity", min=0.0, max=1.0, help="That the threshold must have in cross-validation."
     ),
-    sizes: bool = typer.Option(False, "--sizes", help="LSTM: also tell it how large each structure is."),
-    slices: bool = typer.Option(False, "--slices", help="LSTM: also show it how irregular slices are in each frame."),
-    frames: int = typer.Option(50, "--frames", min=2, help="LSTM: what curves are resampled to."),
-    hidden: int = typer.Option(64, "--hidden", min=1, help="LSTM: width."),
-    epochs: int = typer.Option(40, "--epochs", min=1, help="LSTM: times that every acquisition is shown."),
+    sizes: bool | None = typer.Option(None, "--sizes", help="LSTM: also tell it how large each structure is."),
+    slices: bool | None = typer.Option(None, "--slices", help="LSTM: also show it how irregular slices are."),
+    frames: int | None = typer.Option(None, "--frames", min=2, help="LSTM: length of resampled curves. Default: 50."),
+    hidden: int | None = typer.Option(None, "--hidden", min=1, help="LSTM: width. Default: 64."),
+    epochs: int | None = typer.Option(None, "--epochs", min=1, help="LSTM: passes over the series. Default: 40."),
     folds: int = typer.Option(5, "--folds", min=2, help="Parts of the subjects, to choose the threshold."),
     test_share: float = typer.Option(
         0.2, "--test-share", min=0.0, max=0.5, help="Part of the subjects kept for a test: a half, a third …; 0: none."
@@ -74,55 +87,50 @@ def fit(
 ) -> None:
     """Learn from labelled acquisitions; subjects never stand on both sides of a split.
 
-    Writes the classifier with its threshold, a description of it (.json) and, with a test, <name>_roc.png beside it.
+    Writes the classifier with its threshold and beside it a description (.json) and, with a test that has good and
+    erroneous acquisitions, its ROC curve (_roc.png).
 
     Example: `nnunet-qa curve-classifier fit -i curves --labels qc_labels.csv -o curve_classifier.pt`
     """
     from nnunet_qa.quality.curve_classifier_file import KINDS, save
     from nnunet_qa.quality.curve_estimator import TEST
 
-    if output.suffix != ".pt":
-        raise ModelError(f"{output}: the file of a curve classifier ends in .pt; choose another -o")
-    if output.exists() and not overwrite:
-        raise ModelError(f"{output}: is there already; choose another -o, or use --overwrite")
+    _check_output(output, overwrite=overwrite)
+    truth = _Truth(labels=labels, dice=dice, below=below, dataset=dataset, cases=cases)
+    settings: dict[str, Any] = {"weight": weight, "least_sensitivity": least_sensitivity, "folds": folds, "seed": seed}
+    settings |= _of_lstm(kind, sizes=sizes, slices=slices, frames=frames, hidden=hidden, epochs=epochs)
+    settings["structures"] = None if structures is None else [name.strip() for name in structures.split(",")]
+    classifier = KINDS[kind.value](**settings)
     _one_thread()
-    acquisitions, erroneous = _labelled(curves, labels, dice, below, dataset, cases)
+    acquisitions, erroneous = _labelled(curves, truth)
     fitted, held_out = _split(acquisitions, erroneous, test_share, seed)
-    lstm = {"sizes": sizes, "slices": slices, "frames": frames, "hidden": hidden, "epochs": epochs}
-    threshold: Mapping[str, Any] = {"weight": weight, "least_sensitivity": least_sensitivity, "folds": folds}
-    names = None if structures is None else [name.strip() for name in structures.split(",")]
-    only_lstm: Mapping[str, Any] = lstm if kind is Kind.LSTM else {}
-    classifier = KINDS[kind.value](structures=names, seed=seed, **threshold, **only_lstm)
     classifier.fit([acquisitions[number] for number in fitted], erroneous[fitted])
-    if len(held_out):
-        test = [acquisitions[number] for number in held_out]
+    test = [acquisitions[number] for number in held_out]
+    if test:
         classifier.metrics_[TEST] = classifier.judge(test, erroneous[held_out])
+    save(classifier, output, about={**truth.about(curves), "acquisitions": len(acquisitions)})
+    if test:
+        picture, heading = output.with_name(f"{output.stem}_{_ROC}"), f"{len(test)} acquisitions of unseen subjects"
         scores = {kind.value: (classifier, classifier.predict_proba(test))}
-        heading = f"{len(test)} acquisitions of unseen subjects"
-        _draw(output.with_name(f"{output.stem}_{_ROC}"), scores, erroneous[held_out], heading=heading)
-    about = {"curves": str(curves), "labels": str(labels or dice), "acquisitions": len(acquisitions)}
-    if dice is not None:
-        about["erroneous below Dice"] = below
-    save(classifier, output, about=about)
+        _draw(picture, scores, erroneous[held_out], heading=heading)
     _show(classifier.metrics_)
     _say(f"Erroneous from {classifier.threshold_:.3f} up. Wrote {output}")
 
 
 def evaluate(
-    curves: Path = typer.Option(..., "-i", help=_CURVES),
+    curves: CurvesFolder,
     models: list[Path] = typer.Option(..., "-m", help="curve_classifier.pt; give several to compare them."),
     output: Path = typer.Option(..., "-o", help="Folder to write to."),
-    labels: Path | None = typer.Option(None, "--labels", help=_LABELS),
-    dice: Path | None = typer.Option(None, "--dice", help=_DICE),
-    below: float = typer.Option(0.7, "--erroneous-below", help="With --dice: erroneous below this mean Dice."),
-    dataset: str | None = typer.Option(
-        None, "-d", help="With --dice: dataset whose cases.csv says whose frame a case is."
-    ),
+    labels: Labels = None,
+    dice: Dice = None,
+    below: Below = None,
+    dataset: DiceDataset = None,
     cases: CasesFile = None,
 ) -> None:
     """Compare what classifiers say with labels: AUROC, sensitivity and specificity at the stored threshold.
 
-    Writes curve_evaluation.csv (one row an acquisition), curve_evaluation.json and roc.png.
+    Writes curve_evaluation.csv (one row an acquisition), curve_evaluation.json and, where some are good and some
+    erroneous, roc.png.
 
     Example: `nnunet-qa curve-classifier evaluate -i curves -m curve_classifier.pt --labels qc_labels.csv -o evaluation`
     """
@@ -131,8 +139,9 @@ def evaluate(
     from nnunet_qa.files import write_csv, write_json
     from nnunet_qa.quality.operating_point import rates
 
+    truth = _Truth(labels=labels, dice=dice, below=below, dataset=dataset, cases=cases)
     _one_thread()
-    acquisitions, erroneous = _labelled(curves, labels, dice, below, dataset, cases)
+    acquisitions, erroneous = _labelled(curves, truth)
     names = _names(models)
     scores = {name: _judged(path, acquisitions) for name, path in names.items()}
     table = pd.DataFrame(
@@ -147,19 +156,17 @@ def evaluate(
         name: rates(judged, erroneous, threshold=one.threshold_) | {"threshold": one.threshold_}
         for name, (one, judged) in scores.items()
     }
-    about = {"curves": str(curves), "labels": str(labels or dice), **({} if dice is None else {"below": below})}
     write_csv(output / _JUDGED, table.round(6))
-    write_json(output / _SUMMARY, {"about": about, "classifiers": metrics})
+    write_json(output / _SUMMARY, {"about": truth.about(curves), "classifiers": metrics})
     written = [_JUDGED, _SUMMARY]
-    if 0 < erroneous.sum() < len(erroneous):
-        _draw(output / _ROC, scores, erroneous, heading=f"{len(erroneous)} acquisitions")
+    if _draw(output / _ROC, scores, erroneous, heading=f"{len(erroneous)} acquisitions"):
         written.append(_ROC)
     _show(metrics)
     _say(f"Wrote {', '.join(str(output / name) for name in written)}")
 
 
 def predict(
-    curves: Path = typer.Option(..., "-i", help=_CURVES),
+    curves: CurvesFolder,
     model: Path | None = typer.Option(
         None, "-m", help="curve_classifier.pt. Without it the rules judge: erroneous is what breaks any check."
     ),
@@ -191,7 +198,7 @@ def predict(
         {
             "acquisition_id": [one.acquisition_id for one in acquisitions],
             "subject_id": [one.subject_id for one in acquisitions],
-            "p_erroneous": probabilities.round(6),
+            "p_erroneous": probabilities,  # not rounded: good ones crowd near 0, and a ranking must tell them apart
             "erroneous": (probabilities >= classifier.threshold_).astype(int),
             "broken_checks": [
                 " ".join(check for check, broken in broken_checks(one, classifier.structures_).items() if broken)
@@ -205,6 +212,69 @@ def predict(
     _say(f"Wrote {path}: {table['erroneous'].sum()} of {len(table)} acquisitions are called erroneous")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Truth:
+    """The options that say which acquisitions are erroneous: what people said, or the Dice of their frames."""
+
+    labels: Path | None
+    dice: Path | None
+    below: float | None
+    dataset: str | None
+    cases: Path | None
+
+    def __post_init__(self) -> None:
+        if (self.labels is None) == (self.dice is None):
+            raise SelectionError("give either --labels qc_labels.csv or --dice evaluation.csv")
+        if self.labels is not None:
+            useless = {"-d": self.dataset, "--cases": self.cases, "--erroneous-below": self.below}
+            _refuse(useless, beside="--labels", instead="--dice")
+
+    @property
+    def limit(self) -> float:
+        """Mean Dice below which an acquisition is erroneous."""
+        return _BELOW if self.below is None else self.below
+
+    def read(self) -> dict[str, bool]:
+        """Whether each acquisition is erroneous."""
+        from nnunet_qa.cases import CaseTable
+        from nnunet_qa.cli.case_table import find_cases
+        from nnunet_qa.quality.qc_labels import labels_by_dice, read_qc_labels
+
+        if self.dice is None:
+            assert self.labels is not None
+            return read_qc_labels(self.labels)
+        table = find_cases(self.dataset, self.cases)
+        return labels_by_dice(self.dice, below=self.limit, cases=None if table is None else CaseTable.read(table))
+
+    def about(self, curves: Path) -> dict[str, Any]:
+        """What a result says about where it comes from."""
+        limit = {} if self.dice is None else {"erroneous below Dice": self.limit}
+        return {"curves": str(curves), "labels": str(self.labels or self.dice), **limit}
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    if output.suffix != ".pt":
+        raise ModelError(f"{output}: the file of a curve classifier ends in .pt; choose another -o")
+    if output.exists() and not overwrite:
+        raise ModelError(f"{output}: is there already; choose another -o, or use --overwrite")
+
+
+def _of_lstm(kind: Kind, **given: Any) -> dict[str, Any]:
+    """Those options of the LSTM that were given; the others keep the defaults of `CurveLSTM`."""
+    if kind is not Kind.LSTM:
+        _refuse(
+            {f"--{name}": value for name, value in given.items()}, beside=f"--kind {kind.value}", instead="--kind lstm"
+        )
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse(useless: Mapping[str, object], *, beside: str, instead: str) -> None:
+    """Refuse options that were given though they change nothing beside another one."""
+    given = ", ".join(name for name, value in useless.items() if value is not None)
+    if given:
+        raise SelectionError(f"{beside} makes no use of {given}; leave that out, or choose {instead}")
+
+
 def _read(curves: Path) -> list[Acquisition]:
     from nnunet_qa.quality.curve_files import read_curves
 
@@ -214,20 +284,10 @@ def _read(curves: Path) -> list[Acquisition]:
     return acquisitions
 
 
-def _labelled(
-    curves: Path, labels: Path | None, dice: Path | None, below: float, dataset: str | None, cases: Path | None
-) -> tuple[list[Acquisition], np.ndarray]:
-    from nnunet_qa.cases import CaseTable
-    from nnunet_qa.cli.case_table import find_cases
-    from nnunet_qa.quality.qc_labels import labelled, labels_by_dice, read_qc_labels
+def _labelled(curves: Path, truth: _Truth) -> tuple[list[Acquisition], np.ndarray]:
+    from nnunet_qa.quality.qc_labels import labelled
 
-    if (labels is None) == (dice is None):
-        raise SelectionError("give either --labels qc_labels.csv or --dice evaluation.csv")
-    if labels is not None:
-        known = read_qc_labels(labels)
-    elif dice is not None:
-        table = find_cases(dataset, cases)
-        known = labels_by_dice(dice, below=below, cases=None if table is None else CaseTable.read(table))
+    known = truth.read()
     acquisitions = _read(curves)
     chosen, erroneous = labelled(acquisitions, known)
     _say(
@@ -275,7 +335,12 @@ def _names(models: list[Path]) -> dict[str, Path]:
 
 def _draw(
     path: Path, scores: Mapping[str, tuple[CurveEstimator, np.ndarray]], erroneous: np.ndarray, *, heading: str
-) -> None:
+) -> bool:
+    """Draw the ROC curves, if there are good and erroneous ones; whether there were."""
+    if erroneous.all() or not erroneous.any():
+        path.unlink(missing_ok=True)  # that of an earlier run shows other ones
+        _say(f"No ROC curve: of {heading}, all are {'erroneous' if erroneous.any() else 'good'}.")
+        return False
     from nnunet_qa.reports.curve_classifier_figures import Judged, roc_picture
 
     shown = {
@@ -283,6 +348,7 @@ def _draw(
         for name, (one, judged) in scores.items()
     }
     roc_picture(path, shown, heading=heading)
+    return True
 
 
 def _one_thread() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nnunet_qa.cli.options import CasesFile, Processes
-from nnunet_qa.errors import CurveError, NnunetQAError, SelectionError
+from nnunet_qa.cli.options import CasesFile, Processes, SchemeEndDiastole, SchemeKind
+from nnunet_qa.errors import CurveError, NnunetQAError
 from nnunet_qa.quality.curves import LabelScheme
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def curves(
     scheme: str = typer.Option(
         ..., "--scheme", help="Which label is what: ukbb, ukbb_ao, acdc, or your own, lv=1,myocardium=2,rv=3."
     ),
-    kind: str | None = typer.Option(None, "--kind", help="Of your own scheme: volume or area. [volume]"),
-    end_diastole: str | None = typer.Option(
-        None, "--end-diastole", help="Of your own scheme: the first frame, or the one of the largest LV. [largest]"
-    ),
+    kind: SchemeKind = None,
+    end_diastole: SchemeEndDiastole = None,
     dataset: str | None = typer.Option(None, "-d", help="Dataset whose cases.csv says which frames belong together."),
     cases: CasesFile = None,
     pattern: str = typer.Option("*", "--pattern", help="Which files of the folder, such as '*/label_sa.nii.gz'."),
@@ -63,7 +61,7 @@ def curves(
     from nnunet_qa.cases import CaseTable
     from nnunet_qa.cli.case_table import find_cases
     from nnunet_qa.evaluation.clinical import compare_measures, read_measures, read_pulse_pressures
-    from nnunet_qa.quality.curve_files import CURVES, FILE_NAME, MEASURES, read_acquisitions, write_curves
+    from nnunet_qa.quality.curve_files import CURVES, FILE_NAME, MEASURES, read_acquisitions
 
     case_table = find_cases(dataset, cases)
     manual = None if against is None else read_measures(against / MEASURES)
@@ -71,40 +69,43 @@ def curves(
     failures: list[NnunetQAError] = []
     acquisitions: Iterable[Acquisition] = read_acquisitions(
         folder,
-        scheme=_scheme(scheme, kind, end_diastole),
+        scheme=LabelScheme.parse(scheme, kind=kind, end_diastole=end_diastole),
         cases=None if case_table is None else CaseTable.read(case_table),
         pattern=pattern,
         spacing=spacing,
         jobs=jobs,
         failed=failures.append,
     )
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    try:
-        number = write_curves(
-            output, _drawn(acquisitions, output / FIGURES) if figures else acquisitions, pulse_pressures=pressures
-        )
-    finally:
-        for failure in failures:
-            console.print(f"left out: {failure}")
+    number = _write(output, _drawn(acquisitions, output / FIGURES) if figures else acquisitions, pressures, failures)
     ours = read_measures(output / MEASURES)
     _show(ours, number)
     written = [FILE_NAME, CURVES, MEASURES]
     if manual is not None:
         _write_agreement(output, compare_measures(ours, manual), ours, manual)
         written.append(AGREEMENT)
-    console.print(f"Wrote {', '.join(str(output / name) for name in written)}")
+    _say(f"Wrote {', '.join(str(output / name) for name in written)}")
     if failures:
         raise CurveError(f"{len(failures)} of {len(failures) + number} acquisitions were left out; see the lines above")
 
 
-def _scheme(text: str, kind: str | None, end_diastole: str | None) -> LabelScheme:
-    given = {"kind": kind, "end_diastole": end_diastole}
-    settings = {name: value for name, value in given.items() if value is not None}
-    if not settings:
-        return LabelScheme.parse(text)
-    if "=" not in text:
-        raise SelectionError(f'--kind and --end-diastole belong to a scheme of your own; "{text}" has its own')
-    return LabelScheme.custom(text, **settings)  # type: ignore[arg-type]  # which values there are it says itself
+def _write(
+    output: Path,
+    acquisitions: Iterable[Acquisition],
+    pressures: Mapping[str, float] | None,
+    failures: Sequence[NnunetQAError],
+) -> int:
+    """Write what could be read and say what is left out or lacks its pulse pressure; how many were written."""
+    from nnunet_qa.quality.curve_files import write_curves
+
+    lacking: list[str] = []
+    try:
+        number = write_curves(output, acquisitions, pulse_pressures=pressures, without_pressure=lacking.append)
+    finally:
+        for failure in failures:
+            _say(f"left out: {failure}")
+    if lacking:
+        _say(f"{len(lacking)} of {number} acquisitions have no pulse pressure, such as {lacking[0]}")
+    return number
 
 
 def _drawn(acquisitions: Iterable[Acquisition], folder: Path) -> Iterator[Acquisition]:
@@ -137,6 +138,10 @@ def _write_agreement(output: Path, agreement: pd.DataFrame, ours: pd.DataFrame, 
             *(f"{row['bias']:.2f}", f"{row['lower']:.2f} to {row['upper']:.2f}"),
         )
     Console().print(shown)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
 def _show(ours: pd.DataFrame, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from enum import Enum
 from pathlib import Path
 
@@ -23,6 +24,9 @@ class Format(str, Enum):
 
     NIFTI = "nifti"
     DICOM = "dicom"
+
+
+WrittenAs = typing.Annotated[Format, typer.Option("--format", help="NIfTI series, or UK Biobank's DICOM zips.")]
 
 
 class Annotated(str, Enum):
@@ -57,7 +61,7 @@ def cine(
         None, "--disease", help="May be given several times. Default: all of the view in turn."
     ),
     frames: int | None = typer.Option(None, "--frames", min=3, help="Of one heartbeat. Default: 50 (sa), 100 (ao)."),
-    written: Format = typer.Option(Format.NIFTI, "--format", help="NIfTI series, or UK Biobank's DICOM zips."),
+    written: WrittenAs = Format.NIFTI,
     annotated: Annotated = typer.Option(Annotated.ALL, "--annotated", help="Frames with a mask."),
     seed: int = typer.Option(0, "--seed", help="The same seed draws the same subjects."),
     overwrite: DeleteEarlier = False,
@@ -131,6 +135,7 @@ def cycle(
     spacing: tuple[float, float, float] | None = typer.Option(
         None, "--spacing", help="Z, y and x in mm, where the files do not say. Default: that of the ED image."
     ),
+    written: WrittenAs = Format.NIFTI,
     annotated: Annotated = typer.Option(Annotated.ALL, "--annotated", help="Frames with a mask."),
     seed: int = typer.Option(0, "--seed", help="Of the noise that frames between the two images get."),
     overwrite: DeleteEarlier = False,
@@ -149,6 +154,7 @@ def cycle(
         output,
         frames=frames,
         spacing=spacing,
+        dicom=written is Format.DICOM,
         annotated=annotated.value,
         seed=seed,
         overwrite=overwrite,

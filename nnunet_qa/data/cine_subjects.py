@@ -107,16 +107,11 @@ def write_subjects(
 
     def write(eid: str) -> None:
         index = int(eid) - _FIRST_EID
-        cine = recipe.draw(index)
-        write_csv(folder / eid / TRUE_CURVES, curve_table(eid, cine))
-        if dicom:
-            write_labels(folder, eid, cine, annotated=annotated)
-            write_ukbiobank_zip(folder, eid, cine, np.random.default_rng([recipe.seed, index, 1]))
-        else:
-            write_nifti(folder, eid, cine, annotated=annotated)
+        rng = np.random.default_rng([recipe.seed, index, 1]) if dicom else None
+        _write_cine(folder, eid, recipe.draw(index), annotated=annotated, zipped=rng)
 
-    last = f"{{0}}_{FIELDS[recipe.view]}_2_0.zip" if dicom else f"{{0}}/{recipe.view}.nii.gz"
-    return _write_missing(folder, [eid_of(index) for index in range(subjects)], last, about, write, overwrite=overwrite)
+    names, last = [eid_of(index) for index in range(subjects)], _last_file(recipe.view, dicom=dicom)
+    return _write_missing(folder, names, last, about, write, overwrite=overwrite)
 
 
 def write_cycles(
@@ -126,11 +121,12 @@ def write_cycles(
     *,
     frames: int = 30,
     spacing: tuple[float, float, float] | None = None,
+    dicom: bool = False,
     annotated: Annotated = "all",
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Write the heartbeats between real pairs of images, `<patient>/sa.nii.gz` with masks and true curves.
+    """Write the heartbeats between real pairs of images as `write_subjects` does, with masks and true curves.
 
     Args:
         images: folder of `<patient>_ED.nii.gz` and `<patient>_ES.nii.gz`.
@@ -138,15 +134,16 @@ def write_cycles(
         folder: where to.
         frames: of each heartbeat.
         spacing: `(z, y, x)` in mm; that of the ED images where None.
+        dicom: UK Biobank zips in place of NIfTI images.
         annotated: which frames get a mask.
-        seed: of the noise.
+        seed: of the noise, and of the identifiers in the zips.
         overwrite: delete what an earlier run wrote there.
 
     Returns:
         How many patients there are, and how many were written now.
 
     Raises:
-        ImageError: a pair is not whole, or does not fit.
+        ImageError: a pair is not whole or does not fit, or intensities cannot be stored.
         PhantomError: the folder holds patients of other settings, or something else.
     """
     patients = pair_names(images)
@@ -156,18 +153,36 @@ def write_cycles(
         "labels": str(labels.resolve()),
         "frames": frames,
         "spacing": list(spacing) if spacing else None,
+        "dicom": dicom,
         "annotated": annotated,
         "seed": seed,
     }
 
     def write(patient: str) -> None:
-        rng = np.random.default_rng([seed, places[patient]])
-        cine = cycle_of_pair(images, labels, patient, frames=frames, spacing=spacing, rng=rng)
-        write_csv(folder / patient / TRUE_CURVES, curve_table(patient, cine))
-        write_nifti(folder, patient, cine, annotated=annotated)
+        noise = np.random.default_rng([seed, places[patient]])
+        cine = cycle_of_pair(images, labels, patient, frames=frames, spacing=spacing, rng=noise)
+        rng = np.random.default_rng([seed, places[patient], 1]) if dicom else None
+        _write_cine(folder, patient, cine, annotated=annotated, zipped=rng)
 
-    written = _write_missing(folder, patients, "{0}/sa.nii.gz", about, write, overwrite=overwrite)
-    return len(patients), written
+    last = _last_file(SHORT_AXIS, dicom=dicom)
+    return len(patients), _write_missing(folder, patients, last, about, write, overwrite=overwrite)
+
+
+def _write_cine(
+    folder: Path, name: str, cine: Cine, *, annotated: Annotated, zipped: np.random.Generator | None
+) -> None:
+    """Write true curves and masks of a subject, then the image: NIfTI, or with `zipped` a zip of which it draws."""
+    write_csv(folder / name / TRUE_CURVES, curve_table(name, cine))
+    if zipped is None:
+        write_nifti(folder, name, cine, annotated=annotated)
+    else:
+        write_labels(folder, name, cine, annotated=annotated)
+        write_ukbiobank_zip(folder, name, cine, zipped)
+
+
+def _last_file(view: str, *, dicom: bool) -> str:
+    """Path of the file of a subject that `_write_cine` writes last, with the subject's name as `{0}`."""
+    return f"{{0}}_{FIELDS[view]}_2_0.zip" if dicom else f"{{0}}/{view}.nii.gz"
 
 
 def _write_missing(

@@ -19,13 +19,15 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from nnunet_qa.cases import CaseTable
-from nnunet_qa.data.images import NATURAL_ENDINGS, read_picture, read_volume
+from nnunet_qa.data.images import NATURAL_ENDINGS, read_picture
 from nnunet_qa.data.nifti_series import LabelSeries, read_nifti_series
+from nnunet_qa.data.volume_series import read_volume_series
 from nnunet_qa.errors import CurveError, NnunetQAError, nearest
 from nnunet_qa.evaluation.clinical import measures
 from nnunet_qa.files import replacing
 from nnunet_qa.progress import track
 from nnunet_qa.quality.curves import UNITS, Acquisition, LabelScheme, acquisition_of, count_pixels
+from nnunet_qa.quality.pulse_pressure import with_pressures
 
 FILE_NAME, CURVES, MEASURES = "acquisitions.jsonl", "curves.csv", "measures.csv"
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", *NATURAL_ENDINGS)
@@ -261,12 +263,7 @@ def _read(path: Path) -> LabelSeries:
         return read_nifti_series(path)
     if path.name.endswith(NATURAL_ENDINGS):
         return LabelSeries(labels=read_picture(path)[None, None], spacing=None, frame_time=None)
-    labels, geometry = read_volume(path)
-    z, y, x = (*geometry.spacing, 1.0)[2::-1]
-    time = geometry.spacing[3] if labels.ndim == 4 else None
-    return LabelSeries(
-        labels=labels.reshape((1,) * (4 - labels.ndim) + labels.shape), spacing=(z, y, x), frame_time=time
-    )
+    return read_volume_series(path)
 
 
 def _spacing(path: Path, file: LabelSeries, given: Spacing | None) -> Spacing:
@@ -281,7 +278,11 @@ def _sizes(spacing: Spacing) -> str:
 
 
 def write_curves(
-    folder: Path, acquisitions: Iterable[Acquisition], *, pulse_pressures: Mapping[str, float] | None = None
+    folder: Path,
+    acquisitions: Iterable[Acquisition],
+    *,
+    pulse_pressures: Mapping[str, float] | None = None,
+    without_pressure: Callable[[str], None] | None = None,
 ) -> int:
     """Write what was read, one acquisition after the other, so that memory does not grow with their number.
 
@@ -293,12 +294,13 @@ def write_curves(
         folder: where to.
         acquisitions: of one label scheme.
         pulse_pressures: mmHg by acquisition or subject, for distensibility.
+        without_pressure: called with the name of an acquisition of which `pulse_pressures` has none.
 
     Returns:
         How many acquisitions were written.
 
     Raises:
-        CurveError: there is no acquisition, or one of another label scheme than the first.
+        CurveError: there is no acquisition, one of another label scheme than the first, or no pulse pressure of any.
         StorageError: a file could not be written.
     """
     source = iter(acquisitions)
@@ -313,7 +315,8 @@ def write_curves(
         )
         curve_table, measure_table = csv.writer(curves), None
         curve_table.writerow(_COLUMNS)
-        for acquisition in chain([first], source):
+        source = chain([first], source)
+        for acquisition, pressure in with_pressures(source, pulse_pressures, missing=without_pressure):
             if acquisition.scheme != first.scheme:
                 raise CurveError(
                     f'{acquisition.acquisition_id}: has the label scheme "{acquisition.scheme.name}", the others '
@@ -321,7 +324,7 @@ def write_curves(
                 )
             lines.write(json.dumps(_as_json(acquisition)) + "\n")
             curve_table.writerows(_curve_rows(acquisition))
-            row = _measure_row(acquisition, pulse_pressures)
+            row = _measure_row(acquisition, pressure)
             if measure_table is None:
                 measure_table = csv.DictWriter(rows, list(row))
                 measure_table.writeheader()
@@ -385,16 +388,12 @@ def _curve_rows(acquisition: Acquisition) -> Iterator[tuple[object, ...]]:
             )
 
 
-def _measure_row(acquisition: Acquisition, pulse_pressures: Mapping[str, float] | None) -> dict[str, object]:
-    """Identifiers and measures; with pulse pressures every row has the columns that need one, so that rows agree."""
+def _measure_row(acquisition: Acquisition, pressure: float | None) -> dict[str, object]:
+    """Identifiers and measures; with a pulse pressure, though it be NaN, also the columns that need one."""
     row: dict[str, object] = {
         "acquisition_id": acquisition.acquisition_id,
         "subject_id": acquisition.subject_id,
         "frames": acquisition.frames,
     }
-    pressure = None
-    if pulse_pressures is not None:
-        by_subject = pulse_pressures.get(acquisition.subject_id, float("nan"))
-        pressure = pulse_pressures.get(acquisition.acquisition_id, by_subject)
     found = measures(acquisition, pulse_pressure=pressure)
     return row | {name: "" if np.isnan(value) else round(value, 6) for name, value in found.items()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from typer.testing import Result
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.cli import curve_classifier
 from nnunet_qa.errors import CurveError, ModelError, NnunetQAError, SelectionError
+from nnunet_qa.quality.curve_classifier import CurveLSTM
 from nnunet_qa.quality.curve_classifier_file import load
 from nnunet_qa.quality.curve_files import read_curves, write_curves
-from nnunet_qa.quality.curve_rules import broken_checks
+from nnunet_qa.quality.curve_rules import CurveRules, broken_checks
 from tests.body import one_thread
-from tests.quality.easy_curves import acquisition, hearts
+from tests.quality.easy_curves import acquisition, heart, hearts
 from tests.small import run_command
 
 SMALL = ("--epochs", 3, "--hidden", 8, "--frames", 20, "--folds", 2)
@@ -121,6 +123,26 @@ def test_the_share_that_is_kept_is_said(base: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"rules_roc.png", "others_roc.png"}
 
 
+def test_a_test_of_one_class_has_no_picture_but_the_classifier_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = {"a": (3, 0), "b": (0, 3), "d": (0, 5), "e": (4, 5), "c": (2, 0)}  # good and erroneous ones of a subject
+    some, wrong = [], []
+    for subject, both in counts.items():
+        for number in range(sum(both)):
+            wrong.append(number >= both[0])
+            error = "jumps" if wrong[-1] else ""
+            some.append(heart(f"{subject}{number}", rng, error=error, subject=subject))
+    write_curves(tmp_path / "curves", some)
+    labels = write_labels(tmp_path / "labels.csv", [one.acquisition_id for one in some], np.array(wrong))
+    (tmp_path / "m_roc.png").touch()  # of an earlier fit
+    result = run("fit", "-i", tmp_path / "curves", "--labels", labels, "--kind", "rules", "-o", tmp_path / "m.pt")
+    assert result.exit_code == 0, result.exception
+    assert "No ROC curve: of 5 acquisitions of unseen subjects, all are erroneous." in result.stderr
+    metrics = load(tmp_path / "m.pt").metrics_["test"]
+    assert (metrics["n"], metrics["erroneous"], metrics["auroc"], metrics["specificity"]) == (5, 5, None, None)
+    assert not (tmp_path / "m_roc.png").exists()
+
+
 def test_a_model_is_not_replaced_by_mistake(base: Path) -> None:
     fit = ("fit", "-i", base / "curves", "--labels", base / "qc_labels.csv", "--kind", "rules", "-o", base / "rules.pt")
     assert "is there already" in str(failed(*fit))
@@ -188,6 +210,44 @@ def test_predictions_without_labels_or_model(base: Path, tmp_path: Path) -> None
     assert ((table["broken_checks"] != "") == (table["erroneous"] == 1)).all()
     np.testing.assert_allclose(table["p_erroneous"], table["broken_checks"].str.split().str.len() / 6, atol=1e-6)
     assert f"{table['erroneous'].sum()} of 30 acquisitions are called erroneous" in result.stderr
+
+
+def test_predictions_are_not_rounded(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sure = np.geomspace(1e-12, 1e-7, 30)  # what a classifier says of good ones
+    monkeypatch.setattr(CurveRules, "predict_proba", lambda self, acquisitions: sure)
+    assert run("predict", "-i", base / "new", "-m", base / "rules.pt", "-o", tmp_path / "quality.csv").exit_code == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "quality.csv")["p_erroneous"], sure, rtol=1e-12)
+
+
+def test_the_help_states_the_defaults_of_the_lstm() -> None:
+    shown = run("fit", "--help").stdout
+    defaults = inspect.signature(CurveLSTM).parameters
+    for name in ("frames", "hidden", "epochs"):
+        (line,) = (line for line in shown.splitlines() if f"--{name} " in line)
+        assert f"Default: {defaults[name].default}." in line
+    assert not defaults["sizes"].default
+    assert not defaults["slices"].default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--kind", "logistic", "--slices"), "--kind logistic makes no use of --slices; leave that out"),
+        (("--kind", "rules", "--sizes", "--frames", 50), "--kind rules makes no use of --sizes, --frames; leave"),
+        (("--kind", "rules", "--hidden", 64, "--epochs", 40), "rules makes no use of --hidden, --epochs; leave"),
+        (("-d", 111), "--labels makes no use of -d; leave that out, or choose --dice"),
+        (("--cases", "cases.csv"), "--labels makes no use of --cases; leave that out, or choose --dice"),
+        (("--erroneous-below", 0.7), "--labels makes no use of --erroneous-below; leave that out"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    base: Path, tmp_path: Path, arguments: tuple[object, ...], said: str
+) -> None:
+    fit = ("fit", "-i", base / "curves", "--labels", base / "qc_labels.csv", "-o", tmp_path / "m.pt")
+    error = failed(*fit, *arguments)
+    assert isinstance(error, SelectionError)
+    assert said in str(error)
+    assert not (tmp_path / "m.pt").exists()
 
 
 def test_labels_from_the_dice_of_frames(base: Path, tmp_path: Path) -> None:

@@ -111,6 +111,25 @@ def test_a_scheme_of_your_own_and_pulse_pressures(tmp_path: Path) -> None:
     assert row["two_distensibility_per_1000_mmhg"] == pytest.approx(1e3 * np.ptp(areas) / areas.min() / 40, rel=1e-5)
 
 
+def test_series_without_a_pulse_pressure_are_counted(tmp_path: Path) -> None:
+    for subject in ("S1", "S2", "S3"):
+        write_nifti(tmp_path / "ao" / f"{subject}.nii.gz", aorta())
+    given = ("-i", tmp_path / "ao", "--scheme", "ukbb_ao", "--pulse-pressure", tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("subject_id,pulse_pressure_mmhg\nS2,40\n")
+    result = run_command(curves, *given, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.exception
+    assert "2 of 3 acquisitions have no pulse pressure, such as S1\n" in result.stderr
+    table = pd.read_csv(tmp_path / "out" / "measures.csv")
+    assert table["ascending_aorta_distensibility_per_1000_mmhg"].notna().tolist() == [False, True, False]
+    (tmp_path / "p.csv").write_text("subject_id,pulse_pressure_mmhg\n0001,40\n")
+    result = run_command(curves, *given, "-o", tmp_path / "none")
+    assert isinstance(result.exception, CurveError)
+    assert str(result.exception) == (
+        'the pulse pressures are of "0001", none of any series here, such as "S3" of the subject "S3"; name them alike'
+    )
+    assert list((tmp_path / "none").iterdir()) == []
+
+
 def test_end_diastole_and_spacing_are_options(series: Path) -> None:
     path = series / "series" / "a.nii"
     (series / "series" / "a.nii.gz").unlink()
@@ -143,7 +162,7 @@ def test_end_diastole_and_spacing_are_options(series: Path) -> None:
         (
             ("--scheme", "ukbb", "--kind", "area"),
             SelectionError,
-            "--kind and --end-diastole belong to a scheme of your",
+            'the label scheme "ukbb" has its own kind and end-diastole; leave out kind',
         ),
         (("--scheme", "ukbb", "--pattern", "x*"), CurveError, "holds no label file that fits x*"),
         (("--scheme", "ukbb", "--against", "no"), CurveError, "no/measures.csv: not found"),

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
 from nnunet_qa.cli import app, phantom
@@ -23,7 +26,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "cine-phantoms.md"
 def write_pairs(folder: Path, *patients: str) -> None:
     for patient in patients:
         for phase, (image, mask) in (("ED", discs(26.0)), ("ES", discs(15.0))):
-            write_tiny(folder / "images" / f"{patient}_{phase}.nii.gz", image.astype(np.float32), exactly=True)
+            write_tiny(folder / "images" / f"{patient}_{phase}.nii.gz", (image + 500).astype(np.float32), exactly=True)
             write_tiny(folder / "labels" / f"{patient}_{phase}.nii.gz", mask.astype(np.uint8), exactly=True)
 
 
@@ -47,6 +50,7 @@ def test_every_command_of_the_page(fresh_folders: Path, monkeypatch: pytest.Monk
     assert nib.load("phantoms-ao/1000001/ao.nii.gz").shape == (208, 192, 1, 3)
     assert Path("ukbiobank/1000001_20209_2_0.zip").is_file()
     assert nib.load("cycles/p2/label_sa.nii.gz").shape == (80, 72, 3, 3)
+    assert Path("cycle-zips/p2_20209_2_0.zip").is_file()
     table = pd.read_csv("nnUNet_raw/Dataset301_CinePhantom/cases.csv", dtype={"subject_id": str})
     assert table.groupby("role")["subject_id"].nunique().to_dict() == {"labelled": 2, "test": 1, "unlabelled": 1}
 
@@ -103,6 +107,33 @@ def test_cycles_of_other_masks_do_not_mix(tmp_path: Path, monkeypatch: pytest.Mo
     moved = ("phantom", "cycle", "-i", ".", "-o", "../out", "--frames", 3)
     assert "1 were there already" in run_command(phantom, *moved, "-l", "../labels").stderr
     assert isinstance(run_command(phantom, *moved, "-l", "../others").exception, PhantomError)
+
+
+def test_cycles_as_dicom_hold_the_same_images(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "p1")
+    options = ("phantom", "cycle", "-i", tmp_path / "images", "-l", tmp_path / "labels", "--frames", 4)
+    assert run_command(phantom, *options, "-o", tmp_path / "nifti").exit_code == 0
+    zips = (*options, "-o", tmp_path / "zips", "--format", "dicom")
+    result = run_command(phantom, *zips)
+    assert result.exit_code == 0, result.exception
+    slices: dict[tuple[float, float], pydicom.Dataset] = {}
+    with zipfile.ZipFile(tmp_path / "zips" / "p1_20209_2_0.zip") as zipped:
+        for name in zipped.namelist():
+            if name.endswith(".dcm"):
+                one = pydicom.dcmread(io.BytesIO(zipped.read(name)))
+                slices[float(one.TriggerTime), float(one.SliceLocation)] = one
+    series = nib.load(tmp_path / "nifti" / "p1" / "sa.nii.gz")
+    expected = np.asarray(series.dataobj).T
+    found = np.stack([slices[key].pixel_array for key in sorted(slices)])
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+    assert {(one.PatientID, one.CardiacNumberOfImages) for one in slices.values()} == {("p1", 4)}
+    x, y, z = series.header.get_zooms()[:3]
+    first = slices[min(slices)]
+    np.testing.assert_allclose((*first.PixelSpacing, first.SpacingBetweenSlices), (y, x, z), rtol=1e-5)
+    written = {path.name for path in (tmp_path / "zips" / "p1").iterdir()}
+    assert written == {"true_curves.csv", "label_sa.nii.gz", "label_sa_ED.nii.gz", "label_sa_ES.nii.gz"}
+    assert "1 were there already" in run_command(phantom, *zips).stderr
+    assert isinstance(run_command(phantom, *options, "-o", tmp_path / "zips").exception, PhantomError)
 
 
 def test_subjects_of_a_dataset_are_those_of_the_folder() -> None:

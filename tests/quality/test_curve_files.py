@@ -14,6 +14,7 @@ from nnunet_qa.errors import CurveError, ImageError, NnunetQAError
 from nnunet_qa.evaluation.clinical import measures
 from nnunet_qa.quality.curve_files import check_frames, read_acquisitions, read_curves, write_curves
 from nnunet_qa.quality.curves import SCHEMES, Acquisition, LabelScheme, acquisition_of
+from tests.data.test_volume_series import write_header
 from tests.small_cine import FRAME_TIME, SPACING, aorta, heart, write_nifti
 
 UKBB = SCHEMES["ukbb"]
@@ -132,6 +133,17 @@ def test_a_file_without_spacing_is_refused_or_takes_the_given_one(tmp_path: Path
     with pytest.raises(CurveError, match=r"a\.nii: states no spacing"):
         read(tmp_path)
     assert read(tmp_path, spacing=(1.0, 2.0, 3.0))[0].spacing == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_other_formats_without_spacing_are_refused_or_take_the_given_one(tmp_path: Path, ending: str) -> None:
+    labels = heart()
+    write_header(tmp_path / f"a{ending}", labels)
+    with pytest.raises(CurveError, match=rf"a\{ending}: states no spacing, so pixels .* give --spacing Z Y X"):
+        read(tmp_path)
+    (found,) = read(tmp_path, spacing=SPACING)
+    assert_same(found, of(labels), exactly=True)
+    assert found.frame_time is None
 
 
 def test_missing_and_repeated_frames_are_named(frames: Path) -> None:
