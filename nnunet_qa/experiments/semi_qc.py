@@ -43,12 +43,19 @@ from nnunet_qa.quality.curve_files import check_frames
 from nnunet_qa.quality.curves import LabelScheme
 
 FULL, HALF, RANDOM, CRF, BEST, TWO = "full", "half", "half_random", "half_random_crf", "half_best", "half_best_twice"
-BY = {Choice.Q: "half_q", Choice.CODE: "half_code", Choice.ORACLE: "half_oracle"}
+AGAIN = "half_again"
+BY = {Choice.Q: "half_q", Choice.CODE: "half_code", Choice.ENSEMBLE: "half_ensemble", Choice.ORACLE: "half_oracle"}
 """Arms that choose by something else than the paper does."""
 RANKING = "ranking.csv"
 TRAINER = "QAsemiTrainer"
 _PLAIN: Mapping[str, Any] = {"head_weights": "all", "pool": {"enabled": False}}
-_BY = {Choice.CURVES: "curves", Choice.Q: "Q", Choice.CODE: "the discriminator's code", Choice.ORACLE: "the true Dice"}
+_BY = {
+    Choice.CURVES: "curves",
+    Choice.Q: "Q",
+    Choice.CODE: "the discriminator's code",
+    Choice.ENSEMBLE: "the agreement of two trainings",
+    Choice.ORACLE: "the true Dice",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ class SemiQCExperiment(Experiment[Protocol]):
         arms = [
             Arm(FULL, self._full, (), "All annotated"),
             Arm(HALF, self._half, (), "Half annotated"),
+            Arm(AGAIN, self._half, (), "Half annotated, trained again"),
             Arm(RANDOM, lambda cell: self._pseudo(cell, Choice.RANDOM), (HALF,), f"Half + {number} random {unit}s"),
             Arm(CRF, lambda cell: self._pseudo(cell, Choice.RANDOM, crf=True), (HALF,), "The same after a CRF"),
             Arm(BEST, lambda cell: self._pseudo(cell, self.best), (HALF,), f"{best} {_BY[self.best]}"),
@@ -125,7 +133,8 @@ class SemiQCExperiment(Experiment[Protocol]):
                 def chooses(cell: Cell, choice: Choice = choice) -> dict[str, Any]:
                     return self._pseudo(cell, choice)
 
-                arms.append(Arm(name, chooses, (HALF,), f"{best} {_BY[choice]}"))
+                needs = (HALF, AGAIN) if choice is Choice.ENSEMBLE else (HALF,)
+                arms.append(Arm(name, chooses, needs, f"{best} {_BY[choice]}"))
         return [*arms, Arm(TWO, self._twice, (HALF, BEST), f"{best} {_BY[self.best]}, second round")]
 
     def check(self, seeds: Sequence[int], arms: Sequence[str] | None = None) -> None:
@@ -204,6 +213,10 @@ class SemiQCExperiment(Experiment[Protocol]):
     def training(self, cell: Cell) -> Training:
         """The model of a cell."""
         return self._training_on(cell, self.holdout(cell.seed, everything=cell.arm == FULL), TRAINER, _PLAIN)
+
+    def members(self, seed: int) -> list[Path]:
+        """Folders of what two trainings on the annotated half predict for the pool."""
+        return [self.runner.cell(arm, seed).folder / POOL for arm in (HALF, AGAIN)]
 
     def truths(self) -> Path:
         """Folder of the labels of all cases, for tests, the oracle and what people annotated."""

@@ -14,6 +14,8 @@ import pandas as pd
 from nnunet_qa.cases import FILE_NAME as CASES
 from nnunet_qa.cases import CaseTable
 from nnunet_qa.config import Unit
+from nnunet_qa.evaluation.folders import Protocol as Compared
+from nnunet_qa.evaluation.pairwise import pairwise_dice
 from nnunet_qa.experiments.holdout import Holdout
 from nnunet_qa.experiments.runner import Cell
 from nnunet_qa.experiments.semi_qc_cells import POOL, case_dice
@@ -41,6 +43,7 @@ class Choice(str, Enum):
     CURVES = "curves"
     Q = "q"
     CODE = "code"
+    ENSEMBLE = "ensemble"
     ORACLE = "oracle"
 
     def ranked(self, experiment: SemiQCExperiment, cell: Cell, source: Training) -> pd.DataFrame:
@@ -76,7 +79,7 @@ class Choice(str, Enum):
         return best.assign(estimator=self.value, model=source.cell.arm)
 
     def _judged(self, experiment: SemiQCExperiment, cell: Cell, source: Training) -> Path:
-        """The file of the discriminator or of the curve classifier with its judgements of the pool."""
+        """A file with the judgements of the pool by a discriminator, a curve classifier, or two trainings."""
         holdout, protocol = source.holdout, experiment.protocol
         predictions = source.cell.folder / POOL
         path = cell.folder / f"{self.value}.csv"
@@ -86,6 +89,10 @@ class Choice(str, Enum):
             if classifier != known:
                 cell.step("classifier", lambda: fit_classifier(experiment, cell, holdout))
             cell.step("judge", lambda: judge_curves(experiment, classifier, holdout, predictions, path))
+            return path
+        if self is Choice.ENSEMBLE:
+            compared = Compared.of(holdout.dataset_json, str(experiment.source / "dataset.json"))
+            write_csv(path, pairwise_dice(experiment.members(cell.seed), protocol=compared, jobs=experiment.jobs))
             return path
         own = replace(cell, environment=source.cell.environment)  # the dataset as the source knows it
         model, discriminator = ("-d", holdout.number, "-c", holdout.configuration), cell.folder / DISCRIMINATOR

@@ -16,7 +16,7 @@ from nnunet_qa.data.cine_phantom import short_axis_cine
 from nnunet_qa.errors import DatasetError
 from nnunet_qa.experiments import semi_qc_curves
 from nnunet_qa.experiments.experiment import METRICS
-from nnunet_qa.experiments.semi_qc import BEST, BY, CRF, FULL, HALF, RANDOM, RANKING, TWO, Protocol
+from nnunet_qa.experiments.semi_qc import AGAIN, BEST, BY, CRF, FULL, HALF, RANDOM, RANKING, TWO, Protocol
 from nnunet_qa.experiments.semi_qc import SemiQCExperiment as Experiment
 from nnunet_qa.experiments.semi_qc_cells import without_empty
 from nnunet_qa.experiments.semi_qc_choices import SCORES, Choice
@@ -40,8 +40,8 @@ from tests.phantom import run as run_command
 from tests.small import write_tiny
 from tests.small_cine import SPACING
 
-Q, CODE, ORACLE = BY[Choice.Q], BY[Choice.CODE], BY[Choice.ORACLE]
-ALL = (FULL, HALF, RANDOM, CRF, BEST, Q, CODE, ORACLE, TWO)
+Q, CODE, ENSEMBLE, ORACLE = (BY[choice] for choice in (Choice.Q, Choice.CODE, Choice.ENSEMBLE, Choice.ORACLE))
+ALL = (FULL, HALF, AGAIN, RANDOM, CRF, BEST, Q, CODE, ENSEMBLE, ORACLE, TWO)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,12 @@ def whole(subjects: set[str]) -> list[str]:
 
 
 def dice(folder: Path, source: Path, case: str) -> float:
-    """Mean over the three classes, written out."""
-    ours, truth = (read(place / f"{case}.nii.gz") for place in (folder, source / "labelsTr"))
+    return agreement(folder, source / "labelsTr", case)
+
+
+def agreement(folder: Path, other: Path, case: str) -> float:
+    """Dice, mean over the three classes, written out."""
+    ours, truth = (read(place / f"{case}.nii.gz") for place in (folder, other))
     both = [(ours == value, truth == value) for value in (1, 2, 3)]
     return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both]))
 
@@ -91,6 +95,7 @@ def test_the_arms_and_what_they_need(source: Path, tmp_path: Path) -> None:
     cine = experiment_on(source, tmp_path).runner
     assert tuple(arm.name for arm in cine.arms) == ALL
     assert [arm.name for arm in cine.chosen([TWO])] == [HALF, BEST, TWO]
+    assert [arm.name for arm in cine.chosen([ENSEMBLE])] == [HALF, AGAIN, ENSEMBLE]
     still = experiment_on(source, tmp_path, scheme=None, unit=Unit.CASE)
     assert still.best is Choice.Q
     assert Q not in {arm.name for arm in still.runner.arms}
@@ -103,7 +108,7 @@ def test_every_arm_trains_on_the_half_and_what_it_chose(done: tuple[Experiment, 
     for arm in ALL:
         cell = experiment.runner.cell(arm, 0)
         split = json.loads((cell.folder / "nnUNet_preprocessed" / NAME / "splits_final.json").read_text())[0]
-        chosen = [] if arm in (FULL, HALF) else chosen_of(experiment, arm)["case_id"].tolist()
+        chosen = [] if arm in (FULL, HALF, AGAIN) else chosen_of(experiment, arm)["case_id"].tolist()
         own = (*parts.pool, *parts.unlabelled) if arm == FULL else (*parts.pool, *chosen)
         assert sorted(split["train"]) == sorted(own)
         assert sorted(split["val"]) == sorted(parts.validation)
@@ -156,10 +161,12 @@ def test_each_arm_ranks_by_its_own_score(done: tuple[Experiment, Commands], sour
     experiment, _ = done
     pool = experiment.holdout(0).parts.unlabelled
     half = experiment.runner.cell(HALF, 0).folder / "imagesUn"
+    again = experiment.runner.cell(AGAIN, 0).folder / "imagesUn"
     true = {case: dice(half, source, case) for case in pool}
     curves = pd.read_csv(experiment.runner.cell(BEST, 0).folder / "curves.csv").set_index("acquisition_id")
     scores = {
         ORACLE: true,
+        ENSEMBLE: {case: agreement(half, again, case) for case in pool},
         Q: {case: q_of(HALF, case) for case in pool},
         CODE: {case: -2 * chance("code", case) for case in pool},
         BEST: {case: 1 - float(curves.loc[f"{case[:2]}_sa", "p_erroneous"]) for case in pool},
