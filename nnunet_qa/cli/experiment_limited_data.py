@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import typer
 
 from nnunet_qa.cli.experiment_options import BudgetName, Configuration, Jobs, Output, ReportOnly, Seeds, Source
@@ -21,8 +24,8 @@ def limited_data(
         "seg,pretrained,interactive,both,semi", "--groups", help="What is compared; paper is the sixth, 2d only."
     ),
     clicks: int = typer.Option(5, "--clicks", min=1, help="Most simulated clicks on a test case (2d: on a slice)."),
-    unclicked: float | None = typer.Option(
-        None, "--unclicked", min=0.0, max=1.0, help="Interactive: part of the patches that train without a click."
+    settings: Path | None = typer.Option(
+        None, "--settings", help="A qa.yaml; its sections interaction and qa_loss hold for the models that use them."
     ),
     pretraining: int = typer.Option(2, "--pretraining", min=1, help="Steps of the restoration, in those of a model."),
     test_folds: int = typer.Option(3, "--test-folds", min=2, help="Seed s tests fold s of so many folds of patients."),
@@ -48,7 +51,7 @@ def limited_data(
         sizes=parsed_sizes(sizes),
         pretraining=pretraining,
         clicks=clicks,
-        interaction={} if unclicked is None else {"unclicked": unclicked},
+        **_sections(settings),
         test_folds=test_folds,
         validation_subjects=validation_subjects,
     )
@@ -65,6 +68,21 @@ def limited_data(
         overwrite=overwrite,
         report_only=report_only,
     )
+
+
+def _sections(settings: Path | None) -> dict[str, dict[str, Any]]:
+    """What a qa.yaml says in the sections that the experiment leaves to its user."""
+    from nnunet_qa.config import QAConfig
+
+    if settings is None:
+        return {}
+    given = QAConfig.read(settings).model_dump(mode="json", exclude_unset=True)
+    other = sorted(set(given) - {"interaction", "qa_loss"})
+    if other:
+        raise SelectionError(
+            f"{settings}: {', '.join(other)}: the experiment sets that itself; keep interaction and qa_loss only"
+        )
+    return given
 
 
 def parsed_sizes(text: str) -> tuple[int | str, ...]:

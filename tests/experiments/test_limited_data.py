@@ -297,20 +297,44 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_unclicked_reaches_the_interactive_models(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_reach_the_models_that_use_them(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_raw", str(source.parent))
-    monkeypatch.setattr(runner, "run_command", Commands(source))
-    out = tmp_path / "out"
+    commands = Commands(source)
+    monkeypatch.setattr(runner, "run_command", commands)
+    out, settings = tmp_path / "out", tmp_path / "qa.yaml"
+    settings.write_text("interaction: {unclicked: 0.25, least_error: 2, mode: line}")
     what = ["experiment", "limited-data", "-d", NAME, "-o", str(out), "--test-folds", "4", "-device", "cpu"]
     what += ["--sizes", "1", "--groups", "seg,interactive", "--seeds", "0"]
-    result = CliRunner().invoke(app, [*what, "--unclicked", "0.25"])
+    result = CliRunner().invoke(app, [*what, "--settings", str(settings)])
     assert result.exit_code == 0, (result.exception, result.output)
     written = {path.parent.parent.name: yaml.safe_load(path.read_text()) for path in out.glob("runs/*/seed_0/qa.yaml")}
-    assert written["interactive_1"]["interaction"]["unclicked"] == 0.25
+    assert written["interactive_1"]["interaction"] == {"unclicked": 0.25, "least_error": 2, "mode": "line"}
     assert "interaction" not in written["seg_1"]
+    # who tests clicks as who trained
+    (interact,) = (command for command, _ in commands.ran if command[:2] == ["nnunet-qa", "interact"])
+    options = dict(itertools.pairwise(interact))
+    assert (options["--least-error"], options["--mode"]) == ("2", "line")
     # another value would be another experiment, and so would another default
     assert json.loads((out / "experiment.json").read_text())["interaction"]["unclicked"] == 0.25
     result = CliRunner().invoke(app, what)
     assert "interaction" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("interaction: {unclickd: 0.2}", 'unknown key "interaction.unclickd" (did you mean "unclicked"?)'),
+        ("interaction: {unclicked: 2}", "less than or equal to 1"),
+        ("{interaction: {sigma: 1}, pool: {enabled: true}}", "pool: the experiment sets that itself"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(source.parent))
+    settings = tmp_path / "qa.yaml"
+    settings.write_text(content)
+    what = ["experiment", "limited-data", "-d", NAME, "-o", str(tmp_path / "out"), "--settings", str(settings)]
+    result = CliRunner().invoke(app, [*what, "--test-folds", "4", "-device", "cpu"])
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
