@@ -95,11 +95,20 @@ def _shrinking(length: int, target: int) -> np.ndarray:
     return np.asarray(resize(np.eye(length), (target, length), order=1, anti_aliasing=True))
 
 
+@lru_cache(maxsize=32)
+def _averaging(length: int, target: int) -> np.ndarray:
+    """Matrix `(target, length)` of the mean over the part of an axis that a coarser pixel covers; made once, too."""
+    return np.asarray(resize_local_mean(np.eye(length), (target, length), preserve_range=True))
+
+
 def _share(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Part of each pixel of a smaller picture that a mask covers."""
     rows, columns = mask.shape[0] // size[0], mask.shape[1] // size[1]
     if mask.shape != (rows * size[0], columns * size[1]):
-        return np.asarray(resize_local_mean(mask.astype(np.float64), size, preserve_range=True))
+        by_row, by_column = (_averaging(*pair) for pair in zip(mask.shape, size, strict=True))
+        used = np.flatnonzero(mask.any(axis=1))  # fluid lies in few rows
+        rows_used = slice(used[0], used[-1] + 1)
+        return np.asarray(by_row[:, rows_used] @ mask[rows_used].astype(np.float64) @ by_column.T)
     covered = sum(
         mask[row::rows, column::columns].astype(np.uint32) for row in range(rows) for column in range(columns)
     )
