@@ -53,7 +53,7 @@ _BY = {
     Choice.CURVES: "curves",
     Choice.Q: "Q",
     Choice.CODE: "the discriminator's code",
-    Choice.ENSEMBLE: "the agreement of two trainings",
+    Choice.ENSEMBLE: "agreement",
     Choice.ORACLE: "the true Dice",
 }
 
