@@ -109,5 +109,5 @@ def test_misuse() -> None:
         Remembering(failing=True).fit(acquisitions, erroneous)
     with pytest.raises(ValueError, match="as many flags"):
         Remembering().fit(acquisitions, erroneous[1:])
-    with pytest.raises(ValueError, match="folds at least 2"):
+    with pytest.raises(ValueError, match="folds must be at least 2"):
         Remembering(folds=1)
