@@ -23,7 +23,8 @@ def environment_of(folder: Path, *, jobs: int) -> dict[str, str]:
     own = {name: str(folder / name) for name in FOLDERS}
     trainer = with_external_trainer(os.environ.get(EXT_TRAINER))
     processes = {"nnUNet_def_n_proc": str(jobs), "nnUNet_n_proc_DA": str(max(1, jobs // 2))}
-    return {**os.environ, **own, EXT_TRAINER: trainer, **processes}
+    timely = {"PYTHONUNBUFFERED": "1"}  # people read the log of a training that runs
+    return {**os.environ, **own, EXT_TRAINER: trainer, **processes, **timely}
 
 
 def run_command(command: Sequence[str], *, environment: Mapping[str, str], log: Path, lock: int | None = None) -> None:

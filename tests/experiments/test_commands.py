@@ -25,6 +25,7 @@ def test_the_environment_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["PATH"] == os.environ["PATH"]
     assert os.environ["nnUNet_raw"] == "/somewhere/else"
     assert environment_of(tmp_path, jobs=1)["nnUNet_n_proc_DA"] == "1"
+    assert found["PYTHONUNBUFFERED"] == "1"
 
 
 def test_output_is_appended_to_the_log(tmp_path: Path) -> None:
