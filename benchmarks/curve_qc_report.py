@@ -131,7 +131,7 @@ def _pooled(judged: pd.DataFrame) -> pd.DataFrame:
 
 def _by_dice(series: pd.DataFrame, below: float) -> pd.DataFrame:
     """Share of the series that is called erroneous, by their true Dice."""
-    edges = [0, below - 2 * _STEP, below - _STEP, below, below + _STEP, 1.01]
+    edges = [0, *(edge for edge in (below + step * _STEP for step in (-2, -1, 0, 1)) if 0 < edge < 1), 1.01]
     names = [f"Dice {low:.1f}–{min(high, 1):.1f}" for low, high in pairwise(edges)]
     bins = pd.cut(series["dice"], edges, right=False, labels=names)
     counts = bins.value_counts() // series.groupby(_KEY).ngroups

@@ -231,8 +231,9 @@ class SemiQCExperiment(Experiment[Protocol]):
     def _half(self, cell: Cell) -> dict[str, Any]:
         training = self.training(cell)
         training.holdout.prepare()
-        training.train(training.holdout.parts.pool, stages=1, npz=True)  # the CRF starts from probabilities
-        training.score(POOL, "--npz")
+        for_crf = cell.arm == HALF  # which starts from probabilities
+        training.train(training.holdout.parts.pool, stages=1, npz=for_crf)
+        training.score(POOL, *(["--npz"] if for_crf else []))
         return self._tested(training)
 
     def _twice(self, cell: Cell) -> dict[str, Any]:

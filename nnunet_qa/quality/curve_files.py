@@ -118,10 +118,8 @@ def _label_files(source: Path | Sequence[Path], pattern: str) -> dict[str, Path]
     else:
         raise CurveError(f"{source}: no such folder; give a folder of label files")
     if not named:
-        raise CurveError(
-            f"{source}: holds no label file that fits {pattern} ({', '.join(ENDINGS)}); where each subject has a "
-            "folder, give a pattern such as */label_sa.nii.gz"
-        )
+        hint = "give --pattern, such as */label_sa.nii.gz"
+        raise CurveError(f"{source}: holds no label file that fits {pattern} ({', '.join(ENDINGS)}); {hint}")
     files: dict[str, Path] = {}
     for name, path in sorted(named):
         if name in files:
