@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 from skimage.transform import resize, resize_local_mean
 
 from nnunet_qa.cases import Role
@@ -65,9 +66,7 @@ class Framing:
         """A crop at the size of the case: low-pass filtered before it is sampled (anti-aliasing), uint8."""
         if self.size is None or self.size == cropped.shape:
             return cropped
-        by_row, by_column = (_shrinking(*pair) for pair in zip(cropped.shape, self.size, strict=True))
-        values = by_row @ cropped.astype(np.float64) @ by_column.T
-        return np.rint(values).clip(0, 255).astype(np.uint8)
+        return np.rint(_along_both(_shrinking, cropped, self.size)).clip(0, 255).astype(np.uint8)
 
     def mask(self, cropped: np.ndarray) -> np.ndarray:
         """A mask at the size of the case, uint8.
@@ -78,7 +77,8 @@ class Framing:
         """
         if self.size is None or self.size == cropped.shape:
             return cropped.astype(np.uint8)
-        fluids = np.unique(cropped[cropped > 0])
+        fluids = np.unique(cropped[cropped.any(axis=1)])  # fluid lies in few rows
+        fluids = fluids[fluids > 0]
         if not fluids.size:
             return np.zeros(self.size, dtype=np.uint8)
         shares = np.stack([_share(cropped == fluid, self.size) for fluid in fluids])
@@ -87,28 +87,31 @@ class Framing:
 
 
 @lru_cache(maxsize=32)
-def _shrinking(length: int, target: int) -> np.ndarray:
+def _shrinking(length: int, target: int) -> csr_array:
     """Matrix `(target, length)` of the low-pass filter and the linear interpolation along one axis.
 
     Both work on each axis by itself, and all B-scans of a scan have one size; so the matrix is made once.
     """
-    return np.asarray(resize(np.eye(length), (target, length), order=1, anti_aliasing=True))
+    return csr_array(resize(np.eye(length), (target, length), order=1, anti_aliasing=True))
 
 
 @lru_cache(maxsize=32)
-def _averaging(length: int, target: int) -> np.ndarray:
+def _averaging(length: int, target: int) -> csr_array:
     """Matrix `(target, length)` of the mean over the part of an axis that a coarser pixel covers; made once, too."""
-    return np.asarray(resize_local_mean(np.eye(length), (target, length), preserve_range=True))
+    return csr_array(resize_local_mean(np.eye(length), (target, length), preserve_range=True))
+
+
+def _along_both(matrix: Callable[[int, int], csr_array], picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture `(rows, columns)` at a smaller size, by the matrix of each axis."""
+    by_row, by_column = (matrix(*pair) for pair in zip(picture.shape, size, strict=True))
+    return np.asarray((by_column @ (by_row @ picture.astype(np.float64)).T).T)
 
 
 def _share(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Part of each pixel of a smaller picture that a mask covers."""
     rows, columns = mask.shape[0] // size[0], mask.shape[1] // size[1]
     if mask.shape != (rows * size[0], columns * size[1]):
-        by_row, by_column = (_averaging(*pair) for pair in zip(mask.shape, size, strict=True))
-        used = np.flatnonzero(mask.any(axis=1))  # fluid lies in few rows
-        rows_used = slice(used[0], used[-1] + 1)
-        return np.asarray(by_row[:, rows_used] @ mask[rows_used].astype(np.float64) @ by_column.T)
+        return _along_both(_averaging, mask, size)
     covered = sum(
         mask[row::rows, column::columns].astype(np.uint32) for row in range(rows) for column in range(columns)
     )
@@ -188,7 +191,7 @@ def frame_bscan(
     if image.min() == image.max():
         yield LeftOut(case.case_id, f"all pixels are {float(image.min()):g}", bad=drawn > 0)
         return
-    pixels = np.rint(image * scale).astype(np.uint8)
+    pixels = image.copy() if scale == 1 and image.dtype == np.uint8 else np.rint(image * scale).astype(np.uint8)
     padding = padding_mask(pixels)
     try:
         band = framing.band(pixels, padding)
