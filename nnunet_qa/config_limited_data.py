@@ -20,17 +20,17 @@ class ClickMode(str, Enum):
 class InteractionConfig(Section):
     """The simulated user of InteractiveTrainer (paper 004), see docs/interactive.md."""
 
-    least: int = Field(0, ge=0)
-    """Fewest clicks of a patch, where it gets any."""
+    least: int = Field(1, ge=0)
+    """Fewest clicks of a patch."""
     most: int = Field(5, ge=0)
     """Most clicks of a patch."""
-    unclicked: float = Field(0.5, ge=0, le=1)
-    """Part of the patches that get no click whatever the draw, so that clicks do not become the only cue."""
+    unclicked: float = Field(1.0, ge=0, le=1)
+    """Part of the patches that each step takes a second time, without clicks, so that these are not the only cue."""
     negative: float = Field(0.1, ge=0, le=1)
     """Part of the patches of which the user wants nothing: all is background, and only that is clicked."""
     least_error: int = Field(5, ge=0)
     """Errors of fewer voxels get no click."""
-    click_weight: float = Field(1.0, ge=0)
+    click_weight: float = Field(0.1, ge=0)
     """Weight of the cross entropy around the clicks, beside nnU-Net's loss."""
     sigma: float = Field(2.0, gt=0)
     """Standard deviation of the Gaussian at a click, in voxels along the axis of the smallest ones."""

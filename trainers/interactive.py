@@ -84,12 +84,17 @@ class InteractiveTrainer(PoolTrainer):
         return ClickLoss(super()._build_loss(), self.config.interaction.click_weight)
 
     def train_step(self, batch: dict) -> dict:
-        """As nnU-Net's, after a dialogue about each patch of the augmented batch."""
+        """As nnU-Net's, after a dialogue about each patch of the augmented batch; some also as they were before it."""
         data, targets = self._on_device(batch)
-        drawn = draw(len(data), self.config.interaction, self._rng)
+        settings = self.config.interaction
+        drawn = draw(len(data), settings, self._rng)
         channels = self._talk(data, targets[0], drawn, self._rng)
-        if any(drawn.negative):
-            targets = [self._emptied(target, drawn.negative) for target in targets]
+        asked = [self._emptied(target, drawn.negative) for target in targets] if any(drawn.negative) else targets
+        # as many in each step: to torch.compile another size is another network
+        before = torch.from_numpy(self._rng.permutation(len(data))[: round(settings.unclicked * len(data))])
+        data = torch.cat((data, data[before]))
+        channels = torch.cat((channels, torch.zeros_like(channels[before])))
+        targets = [torch.cat((wanted, target[before])) for wanted, target in zip(asked, targets, strict=True)]
         self.loss.maps = channels[:, : self.dialogue.channels.labels + 1]
         try:
             return super().train_step(self._with_clicks(batch, data, targets, channels))

@@ -106,14 +106,13 @@ class Draw:
 
 
 def draw(size: int, settings: InteractionConfig, rng: np.random.Generator) -> Draw:
-    """Numbers of rounds, uniform in `least`…`most` or 0 for a part of them, and negative samples.
+    """Numbers of rounds, uniform in `least`…`most`, and negative samples.
 
     A negative sample always has a click, without which nothing would tell it from others.
     """
     negative = rng.random(size) < (settings.negative if settings.most > 0 else 0)
     least = np.where(negative, max(settings.least, 1), settings.least)
     numbers = rng.integers(least, settings.most + 1)
-    numbers[(rng.random(size) < settings.unclicked) & ~negative] = 0
     return Draw(tuple(map(int, numbers)), tuple(map(bool, negative)))
 
 

@@ -119,16 +119,12 @@ def test_lines_in_a_batch() -> None:
 
 
 def test_numbers_and_negatives_are_drawn_as_set() -> None:
-    drawn = draw(4000, InteractionConfig(least=0, most=3, unclicked=0, negative=0.25), np.random.default_rng(1))
+    drawn = draw(4000, InteractionConfig(least=0, most=3, negative=0.25), np.random.default_rng(1))
     numbers, negative = np.array(drawn.numbers), np.array(drawn.negative)
     assert negative.mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_allclose(np.bincount(numbers[~negative]) / (~negative).sum(), [0.25] * 4, atol=0.03)
     assert set(numbers[negative]) == {1, 2, 3}
-    drawn = draw(4000, InteractionConfig(least=1, most=3, unclicked=0.4, negative=0.25), np.random.default_rng(1))
-    numbers, negative = np.array(drawn.numbers), np.array(drawn.negative)
-    np.testing.assert_allclose(np.bincount(numbers[~negative]) / (~negative).sum(), [0.4, *[0.2] * 3], atol=0.03)
-    assert set(numbers[negative]) == {1, 2, 3}
-    nothing = draw(50, InteractionConfig(most=0, negative=1), np.random.default_rng(1))
+    nothing = draw(50, InteractionConfig(least=0, most=0, negative=1), np.random.default_rng(1))
     assert not any(nothing.numbers)
     assert not any(nothing.negative)
 

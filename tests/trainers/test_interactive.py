@@ -120,6 +120,34 @@ def test_clicks_reach_the_network_and_negatives_are_empty_at_all_scales(
         assert torch.equal(emptied[1], old[1])
 
 
+@pytest.mark.parametrize("unclicked", [1.0, 0.5])
+def test_patches_are_also_trained_without_their_clicks(
+    planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch, unclicked: float
+) -> None:
+    qa_yaml(quick(least=1, most=1, negative=0, unclicked=unclicked))
+    trainer = made(planned["2d"])
+    monkeypatch.setattr("nnunet_qa.trainers.interactive.draw", lambda *_: Draw((1, 1), (True, True)))
+    with started(trainer):
+        batch = next(trainer.dataloader_train)
+        truths = [target.clone() for target in batch["target"]]
+        seen = record(trainer, monkeypatch)
+        maps: list[torch.Tensor] = []
+        stock = trainer.loss.forward
+        monkeypatch.setattr(trainer.loss, "forward", lambda *pair: (maps.append(trainer.loss.maps), stock(*pair))[1])
+        trainer.train_step(batch)
+    (step,), again = seen, round(2 * unclicked)
+    assert len(step["data"]) == len(maps[0]) == 2 + again
+    assert not maps[0][2:].any()
+    assert step["data"][:2, 1:].any()
+    assert not step["data"][2:, 1:].any()
+    for row in range(again):
+        same = [number for number in range(2) if torch.equal(step["data"][2 + row, :1], batch["data"][number])]
+        assert len(same) == 1
+        for target, truth in zip(step["target"], truths, strict=True):
+            assert not target[same[0]].any()  # a negative sample
+            assert torch.equal(target[2 + row], truth[same[0]])  # but not without its click
+
+
 def test_passes_between_clicks_leave_no_trace(
     planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
