@@ -368,7 +368,7 @@ def findings_of(mask: np.ndarray, name: str) -> np.ndarray:
     findings = mask if np.issubdtype(mask.dtype, np.integer) else np.rint(mask)
     decimals = float(np.abs(findings - mask).max()) if findings is not mask else 0.0
     # NaN is below and above nothing
-    if not (decimals <= DECIMALS and 0 <= findings.min() and findings.max() <= EFFUSION):
+    if not (decimals <= DECIMALS and findings.min() >= 0 and findings.max() <= EFFUSION):
         raise ImageError(
             f"{name}: holds values from {mask.min():g} to {mask.max():g}; expected whole numbers 0 to 3 (none, ground "
             "glass, consolidation, effusion)"
