@@ -25,7 +25,7 @@ class InteractionConfig(Section):
     most: int = Field(5, ge=0)
     """Most clicks of a patch."""
     unclicked: float = Field(1.0, ge=0, le=1)
-    """Part of the patches that each step takes a second time, without clicks, so that these are not the only cue."""
+    """Part of the patches, rounded up, that each step takes again without clicks: these are not to be the only cue."""
     negative: float = Field(0.1, ge=0, le=1)
     """Part of the patches of which the user wants nothing: all is background, and only that is clicked."""
     least_error: int = Field(5, ge=0)

@@ -5,6 +5,7 @@ Plans, augmentation, loss and optimiser are nnU-Net's; docs/interactive.md says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -91,7 +92,7 @@ class InteractiveTrainer(PoolTrainer):
         channels = self._talk(data, targets[0], drawn, self._rng)
         asked = [self._emptied(target, drawn.negative) for target in targets] if any(drawn.negative) else targets
         # as many in each step: to torch.compile another size is another network
-        before = torch.from_numpy(self._rng.permutation(len(data))[: round(settings.unclicked * len(data))])
+        before = torch.from_numpy(self._rng.permutation(len(data))[: math.ceil(settings.unclicked * len(data))])
         data = torch.cat((data, data[before]))
         channels = torch.cat((channels, torch.zeros_like(channels[before])))
         targets = [torch.cat((wanted, target[before])) for wanted, target in zip(asked, targets, strict=True)]
