@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -66,7 +66,8 @@ class Framing:
         """A crop at the size of the case: low-pass filtered before it is sampled (anti-aliasing), uint8."""
         if self.size is None or self.size == cropped.shape:
             return cropped
-        return np.rint(_along_both(_shrinking, cropped, self.size)).clip(0, 255).astype(np.uint8)
+        by_row, by_column = (_shrinking(*pair) for pair in zip(cropped.shape, self.size, strict=True))
+        return np.rint(_along_both(by_row, by_column, cropped)).clip(0, 255).astype(np.uint8)
 
     def mask(self, cropped: np.ndarray) -> np.ndarray:
         """A mask at the size of the case, uint8.
@@ -77,13 +78,22 @@ class Framing:
         """
         if self.size is None or self.size == cropped.shape:
             return cropped.astype(np.uint8)
-        fluids = np.unique(cropped[cropped.any(axis=1)])  # fluid lies in few rows
-        fluids = fluids[fluids > 0]
-        if not fluids.size:
-            return np.zeros(self.size, dtype=np.uint8)
-        shares = np.stack([_share(cropped == fluid, self.size) for fluid in fluids])
-        enough = shares.sum(axis=0) >= 0.5 - 1e-9  # rounding must not decide about an exact half
-        return np.where(enough, fluids[shares.argmax(axis=0)], 0).astype(np.uint8)
+        small = np.zeros(self.size, dtype=np.uint8)
+        drawn = np.flatnonzero(cropped.any(axis=1))
+        if not drawn.size:
+            return small
+        rows = slice(drawn[0], drawn[-1] + 1)  # fluid lies in few rows
+        whole, target = len(cropped), len(small)
+        reached = slice(rows.start * target // whole, -(-rows.stop * target // whole))
+        by_row, by_column = (_averaging(*pair) for pair in zip(cropped.shape, self.size, strict=True))
+        by_row = by_row[reached, rows]
+        counts = np.bincount(cropped[rows].ravel())
+        counts[0] = 0
+        fluids = np.flatnonzero(counts)
+        shares = np.stack([_along_both(by_row, by_column, cropped[rows] == fluid) for fluid in fluids])
+        enough = shares.sum(axis=0) >= 0.5 - 1e-5  # rounding must not decide about an exact half
+        small[reached] = np.where(enough, fluids[shares.argmax(axis=0)], 0)
+        return small
 
 
 @lru_cache(maxsize=32)
@@ -92,30 +102,18 @@ def _shrinking(length: int, target: int) -> csr_array:
 
     Both work on each axis by itself, and all B-scans of a scan have one size; so the matrix is made once.
     """
-    return csr_array(resize(np.eye(length), (target, length), order=1, anti_aliasing=True))
+    return csr_array(resize(np.eye(length), (target, length), order=1, anti_aliasing=True).astype(np.float32))
 
 
 @lru_cache(maxsize=32)
 def _averaging(length: int, target: int) -> csr_array:
     """Matrix `(target, length)` of the mean over the part of an axis that a coarser pixel covers; made once, too."""
-    return csr_array(resize_local_mean(np.eye(length), (target, length), preserve_range=True))
+    return csr_array(resize_local_mean(np.eye(length), (target, length), preserve_range=True).astype(np.float32))
 
 
-def _along_both(matrix: Callable[[int, int], csr_array], picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _along_both(by_row: csr_array, by_column: csr_array, picture: np.ndarray) -> np.ndarray:
     """A picture `(rows, columns)` at a smaller size, by the matrix of each axis."""
-    by_row, by_column = (matrix(*pair) for pair in zip(picture.shape, size, strict=True))
-    return np.asarray((by_column @ (by_row @ picture.astype(np.float64)).T).T)
-
-
-def _share(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Part of each pixel of a smaller picture that a mask covers."""
-    rows, columns = mask.shape[0] // size[0], mask.shape[1] // size[1]
-    if mask.shape != (rows * size[0], columns * size[1]):
-        return _along_both(_averaging, mask, size)
-    covered = sum(
-        mask[row::rows, column::columns].astype(np.uint32) for row in range(rows) for column in range(columns)
-    )
-    return np.asarray(covered) / (rows * columns)
+    return np.asarray((by_column @ (by_row @ picture.astype(np.float32)).T).T)
 
 
 def parse_size(text: str) -> tuple[int, int] | None:

@@ -138,6 +138,10 @@ def check_label_values(mask: np.ndarray, allowed: Collection[int], name: str) ->
     Raises:
         ImageError: names the values found and those allowed.
     """
+    if mask.size and np.issubdtype(mask.dtype, np.integer):
+        low, high = int(mask.min()), int(mask.max())
+        if all(value in allowed for value in range(low, high + 1)):  # far quicker than to look for each value
+            return
     found = np.unique(mask)
     unknown = [value for value in found.tolist() if value not in allowed]
     if unknown:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -147,29 +148,59 @@ def _smoothed(image: np.ndarray, padding: np.ndarray | None) -> tuple[np.ndarray
     if lowest == float(image.max()):
         raise ImageError(f"no retina found: all pixels are {lowest:g}; leave this B-scan out or check its file")
     sigma = max(1.0, image.shape[0] * SMOOTHING)
-    values = image.astype(np.float32) - np.float32(lowest)
     if padding is None:
-        padding = padding_mask(values if lowest else image)
-    used = np.zeros(image.shape, dtype=bool)  # thin ends of white corners and lines along the sides are left out too
-    inner = slice(_EDGE, -_EDGE)
-    used[inner, inner] = ~padding[inner, inner]
+        padding = padding_mask(image.astype(np.float32) - np.float32(lowest) if lowest else image)
     step = int(sigma)
-    part, mean = _squares(used.astype(np.float32), step), _squares(np.where(used, values, np.float32(0)), step)
     rest = float(np.sqrt(sigma**2 - (step**2 - 1) / 12)) / step
-    weight = ndimage.gaussian_filter(part, (rest, 2 * rest), mode="nearest")
+    used = None
+    if padding.any():
+        used = _inner(image.shape)
+        used[padding] = False
+        part, weight = _parts(used, step, rest)
+    else:
+        part, weight = _inner_parts(image.shape, step, rest)
+    values = np.zeros(image.shape, image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32)
+    np.copyto(values, image, where=_inner(image.shape) if used is None else used, casting="same_kind")
+    mean = _squares(values, step) - np.float32(lowest) * part
     total = ndimage.gaussian_filter(mean, (rest, 2 * rest), mode="nearest")
-    smooth = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0.1)
-    return smooth, (weight > 0.1) & (part >= 0.5), step
+    seen = weight > 0.1
+    return np.divide(total, weight, out=np.zeros_like(total), where=seen), seen & (part >= 0.5), step
+
+
+def _inner(shape: tuple[int, ...]) -> np.ndarray:
+    """Pixels away from the sides: thin ends of white corners and lines along the sides are left out, too."""
+    inner = np.zeros(shape, dtype=bool)
+    inner[_EDGE:-_EDGE, _EDGE:-_EDGE] = True
+    return inner
+
+
+def _parts(used: np.ndarray, step: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Part of each square of pixels that is used, and the same smoothed."""
+    part = _squares(used.astype(np.uint8), step)
+    return part, ndimage.gaussian_filter(part, (sigma, 2 * sigma), mode="nearest")
+
+
+@lru_cache(maxsize=8)
+def _inner_parts(shape: tuple[int, ...], step: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    """`_parts` of a B-scan without padding; all B-scans of a scan have one size."""
+    return _parts(_inner(shape), step, sigma)
 
 
 def _squares(values: np.ndarray, step: int) -> np.ndarray:
-    """Means of squares of `step` pixels; beyond the last row and column are zeros."""
-    if step == 1:
-        return values
+    """Means of squares of `step` pixels, float32; beyond the last row and column are zeros.
+
+    Pixels of up to 16 bits are added up as whole numbers.
+    """
     rows, columns = (-size % step for size in values.shape)
     padded = np.pad(values, ((0, rows), (0, columns))) if rows or columns else values
-    by_row = padded.reshape(padded.shape[0] // step, step, -1).sum(axis=1)
-    return np.asarray(sum(by_row[:, first::step] for first in range(step)) / step**2)
+    kind = np.float32 if np.issubdtype(values.dtype, np.floating) else np.uint32
+    by_row = padded[::step].astype(kind)
+    for first in range(1, step):
+        np.add(by_row, padded[first::step], out=by_row)
+    total = by_row[:, ::step].astype(kind)
+    for first in range(1, step):
+        np.add(total, by_row[:, first::step], out=total)
+    return np.asarray(total.astype(np.float32) / np.float32(step**2))
 
 
 def _extent(smooth: np.ndarray, valid: np.ndarray, step: int) -> tuple[int, int]:
