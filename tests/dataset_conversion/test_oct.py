@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from skimage.transform import resize
+from skimage.transform import resize, resize_local_mean
 
 from nnunet_qa.data.phantoms import SubjectLook, draw_bscan
 from nnunet_qa.dataset_conversion.oct import PLACE, Framing, parse_size, restore, scale_of
@@ -48,6 +48,17 @@ def test_of_several_fluids_the_largest_part_decides() -> None:
     assert np.count_nonzero(shrunk) == 2
     assert not Framing().mask(np.zeros((320, 768), dtype=np.uint8)).any()
     np.testing.assert_array_equal(Framing(size=None).mask(mask), mask)
+
+
+@pytest.mark.parametrize("size", [(80, 192), (77, 131), (400, 900)])
+def test_masks_are_what_local_means_give(size: tuple[int, int]) -> None:
+    row, column = np.indices((320, 768))
+    mask = ((row - 150) ** 2 + (column - 300) ** 2 < 60**2).astype(np.uint8) * 2
+    mask[200:230] = 1  # nothing but fluid from side to side
+    shares = [resize_local_mean((mask == fluid).astype(float), size) for fluid in (1, 2)]
+    expected = np.where(np.sum(shares, axis=0) >= 0.5 - 1e-6, np.argmax(shares, axis=0) + 1, 0)
+    np.testing.assert_array_equal(Framing(size=size).mask(mask), expected)
+    assert (Framing(size=size).mask(np.ones_like(mask)) == 1).all()
 
 
 def test_masks_keep_their_area_also_at_odd_sizes() -> None:
