@@ -152,15 +152,14 @@ def _smoothed(image: np.ndarray, padding: np.ndarray | None) -> tuple[np.ndarray
         padding = padding_mask(image.astype(np.float32) - np.float32(lowest) if lowest else image)
     step = int(sigma)
     rest = float(np.sqrt(sigma**2 - (step**2 - 1) / 12)) / step
-    used = None
+    used = _inner(image.shape)
     if padding.any():
-        used = _inner(image.shape)
         used[padding] = False
         part, weight = _parts(used, step, rest)
     else:
         part, weight = _inner_parts(image.shape, step, rest)
     values = np.zeros(image.shape, image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32)
-    np.copyto(values, image, where=_inner(image.shape) if used is None else used, casting="same_kind")
+    np.copyto(values, image, where=used, casting="same_kind")
     mean = _squares(values, step) - np.float32(lowest) * part
     total = ndimage.gaussian_filter(mean, (rest, 2 * rest), mode="nearest")
     seen = weight > 0.1
