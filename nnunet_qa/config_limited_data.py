@@ -28,10 +28,14 @@ class InteractionConfig(Section):
     """Part of the patches, rounded up, that each step takes again without clicks: these are not to be the only cue."""
     negative: float = Field(0.1, ge=0, le=1)
     """Part of the patches of which the user wants nothing: all is background, and only that is clicked."""
+    zoomed: float = Field(0.6, ge=0, le=1)
+    """Part of the clicked patches that are enlarged or shrunk: a click is not to stand for an object of one size."""
+    zoom: float = Field(1.8, ge=1, le=10)
+    """How many times at most, log-uniform."""
     least_error: int = Field(5, ge=0)
     """Errors of fewer voxels get no click."""
-    click_weight: float = Field(0.1, ge=0)
-    """Weight of the cross entropy around the clicks, beside nnU-Net's loss."""
+    click_weight: float = Field(0.2, ge=0)
+    """Weight in the first epoch of the cross entropy around the clicks, beside nnU-Net's loss; falls linearly to 0."""
     sigma: float = Field(2.0, gt=0)
     """Standard deviation of the Gaussian at a click, in voxels along the axis of the smallest ones."""
     previous: bool = False

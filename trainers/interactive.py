@@ -21,6 +21,7 @@ from nnunet_qa.inference.predictor import unwrapped
 from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels, click_channels, different
 from nnunet_qa.interaction.clicks import BACKGROUND
 from nnunet_qa.interaction.dialogue import Dialogue, Draw, draw
+from nnunet_qa.interaction.zoom import draw_zooms, zoomed
 from nnunet_qa.networks.click_input import with_click_input
 
 from .click_loss import ClickLoss
@@ -84,16 +85,24 @@ class InteractiveTrainer(PoolTrainer):
     def _build_loss(self) -> ClickLoss:
         return ClickLoss(super()._build_loss(), self.config.interaction.click_weight)
 
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net's; the clicks weigh less from epoch to epoch, and hardly anything in the last."""
+        super().on_train_epoch_start()
+        # early on it makes the network listen; kept up, answers grow over borders (docs/results/limited-data)
+        self.loss.weight = self.config.interaction.click_weight * (1 - self.current_epoch / self.num_epochs)
+
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net's, after a dialogue about each patch of the augmented batch; some also as they were before it."""
         data, targets = self._on_device(batch)
         settings = self.config.interaction
         drawn = draw(len(data), settings, self._rng)
-        channels = self._talk(data, targets[0], drawn, self._rng)
-        asked = [self._emptied(target, drawn.negative) for target in targets] if any(drawn.negative) else targets
+        shown, asked = zoomed(data, targets, draw_zooms(len(data), settings, self._rng))
+        channels = self._talk(shown, asked[0], drawn, self._rng)
+        if any(drawn.negative):
+            asked = [self._emptied(target, drawn.negative) for target in asked]
         # as many in each step: to torch.compile another size is another network
         before = torch.from_numpy(self._rng.permutation(len(data))[: math.ceil(settings.unclicked * len(data))])
-        data = torch.cat((data, data[before]))
+        data = torch.cat((shown, data[before]))
         channels = torch.cat((channels, torch.zeros_like(channels[before])))
         targets = [torch.cat((wanted, target[before])) for wanted, target in zip(asked, targets, strict=True)]
         self.loss.maps = channels[:, : self.dialogue.channels.labels + 1]

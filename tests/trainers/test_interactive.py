@@ -19,6 +19,7 @@ from nnunet_qa.errors import DatasetError, ModelError
 from nnunet_qa.interaction.click_maps import CHECKPOINT_KEY, ClickChannels, click_maps
 from nnunet_qa.interaction.clicks import next_click
 from nnunet_qa.interaction.dialogue import Draw
+from nnunet_qa.interaction.zoom import zoomed
 from nnunet_qa.networks.click_input import ClickConvolution
 from tests.phantom import run, trainer_of, write_dataset
 from tests.trainers.semi import change, one_step, seed, settings, started
@@ -27,8 +28,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "interactive.md"
 
 
 def quick(**interaction: Any) -> str:
-    unclicked = {"unclicked": 0}  # what is clicked is tested here
-    return settings(pool={"enabled": False}, scoring={"final": False}, interaction=unclicked | interaction)
+    plain = {"unclicked": 0, "zoomed": 0}  # most tests compare what is clicked with the batch as it was
+    return settings(pool={"enabled": False}, scoring={"final": False}, interaction=plain | interaction)
 
 
 def made(dataset: str, configuration: str = "2d") -> Any:
@@ -148,6 +149,36 @@ def test_patches_are_also_trained_without_their_clicks(
             assert torch.equal(target[2 + row], truth[same[0]])  # but not without its click
 
 
+def test_clicked_patches_are_zoomed_and_clicked_where_the_object_then_is(
+    planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa_yaml(quick(least=1, most=1, negative=0, unclicked=1, zoomed=1, zoom=2))
+    trainer = made(planned["2d"])
+    factors = np.array([2.0, 0.6])
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "nnunet_qa.trainers.interactive.draw_zooms", lambda *given: (drawn.append(given[1]), factors)[1]
+    )
+    with started(trainer):
+        batch = next(trainer.dataloader_train)
+        images, targets = zoomed(batch["data"], batch["target"], factors)
+        seen = record(trainer, monkeypatch)
+        trainer.train_step(batch)
+    (step,) = seen
+    assert (drawn[0].zoomed, drawn[0].zoom) == (1, 2)
+    assert not torch.equal(images, batch["data"])
+    assert torch.equal(step["data"][:2, :1], images)
+    for found, wanted, old in zip(step["target"], targets, batch["target"], strict=True):
+        assert torch.equal(found[:2], wanted)
+        assert sorted(map(int, found[2:].sum((1, 2, 3)))) == sorted(
+            map(int, old.sum((1, 2, 3)))
+        )  # without clicks, as before
+    for sample in range(2):
+        click = next_click(targets[0][sample, 0].numpy(), None, spacing=trainer.configuration_manager.spacing)
+        expected = click_maps([click] if click else [], images.shape[2:], 2)
+        np.testing.assert_array_equal(step["data"][sample, 1:4], expected)
+
+
 def test_passes_between_clicks_leave_no_trace(
     planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +234,18 @@ def test_the_loss_around_clicks_is_added_while_training_alone(
         assert seen[-1][0] is None
         assert trainer.loss.weight == 2.5
         trainer._hook.remove()
+
+
+def test_the_weight_of_clicks_falls_linearly_to_nothing(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
+    qa_yaml(quick(click_weight=2.5))
+    trainer = made(planned["2d"])
+    trainer.initialize()
+    trainer.num_epochs = 5
+    weights = []
+    for trainer.current_epoch in range(5):  # as nnU-Net counts them
+        trainer.on_train_epoch_start()
+        weights.append(trainer.loss.weight)
+    assert weights == pytest.approx([2.5, 2.0, 1.5, 1.0, 0.5])
 
 
 def test_learns_to_obey_clicks(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
