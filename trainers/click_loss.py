@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 
 class ClickLoss(nn.Module):
-    """nnU-Net's loss plus the cross entropy around the clicks, where the truth agrees with them.
+    """nnU-Net's loss plus a soft Dice loss of each clicked patch by itself.
 
-    Dice and mean cross entropy hardly notice an object of a few voxels, so a network may well leave a click unanswered.
-    Here all clicks of a batch together weigh as much as its mean cross entropy. Each voxel counts by the click map of
-    its true label, so the other side of a border near a click does not count.
+    Mean cross entropy, and Dice over a whole batch, hardly notice an object of a few voxels, so a network may well
+    leave a click unanswered, or answer it with too large an area. Here every object of a clicked patch weighs the same:
+    1 − (2·Σpy + 1)/(Σp + Σy + 1) at the finest scale, p the probability and y the truth of one label, averaged over the
+    labels that clicked patches hold.
 
     Args:
         loss: nnU-Net's, of outputs and targets.
-        weight: of the cross entropy around the clicks.
+        weight: of the mean Dice loss of clicked patches.
 
     Attributes:
         maps: click maps of the batch, `(batch, labels, *spatial)` in [0, 1], background first; None for no clicks.
@@ -34,15 +34,19 @@ class ClickLoss(nn.Module):
 
         Args:
             output: logits `(batch, labels, *spatial)`, or a list of them, finest first.
-            target: labels `(batch, 1, *spatial)`, or a list of them.
+            target: labels `(batch, 1, *spatial)`, or a list of them; those beyond the labels of `output` are ignored.
         """
         loss: torch.Tensor = self.loss(output, target)
         if self.maps is None or self.weight == 0:
             return loss
         finest = output[0] if isinstance(output, (list, tuple)) else output
-        truth = (target[0] if isinstance(target, (list, tuple)) else target)[:, 0].long()
-        known = truth < self.maps.shape[1]  # not the ignore label
-        label = torch.where(known, truth, 0)
-        near = self.maps.gather(1, label[:, None])[:, 0] * known
-        entropy = cross_entropy(finest.float(), label, reduction="none")
-        return loss + self.weight * (near * entropy).sum() / near.sum().clamp(min=1)
+        truth = (target[0] if isinstance(target, (list, tuple)) else target)[:, 0]
+        clicked = self.maps.flatten(1).any(dim=1)
+        labels = torch.arange(1, finest.shape[1], device=truth.device).view(-1, *[1] * (truth.ndim - 1))
+        wanted = (truth[:, None] == labels).flatten(2).float()
+        known = (truth < finest.shape[1]).flatten(1)[:, None]
+        found = finest.float().softmax(dim=1)[:, 1:].flatten(2) * known
+        size = wanted.sum(2)
+        dice = (2 * (found * wanted).sum(2) + 1) / (found.sum(2) + size + 1)
+        held = (size > 0) & clicked[:, None]
+        return loss + self.weight * ((1 - dice) * held).sum() / held.sum().clamp(min=1)

@@ -85,12 +85,6 @@ class InteractiveTrainer(PoolTrainer):
     def _build_loss(self) -> ClickLoss:
         return ClickLoss(super()._build_loss(), self.config.interaction.click_weight)
 
-    def on_train_epoch_start(self) -> None:
-        """As nnU-Net's; the clicks weigh less from epoch to epoch, and hardly anything in the last."""
-        super().on_train_epoch_start()
-        # early on it makes the network listen; kept up, answers grow over borders (docs/results/limited-data)
-        self.loss.weight = self.config.interaction.click_weight * (1 - self.current_epoch / self.num_epochs)
-
     def train_step(self, batch: dict) -> dict:
         """As nnU-Net's, after a dialogue about each patch of the augmented batch; some also as they were before it."""
         data, targets = self._on_device(batch)

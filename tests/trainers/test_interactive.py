@@ -208,7 +208,7 @@ def test_passes_between_clicks_leave_no_trace(
         trainer._hook.remove()
 
 
-def test_the_loss_around_clicks_is_added_while_training_alone(
+def test_the_loss_of_clicked_patches_is_added_while_training_alone(
     planned: dict[str, str], qa_yaml: Any, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qa_yaml(quick(least=1, most=1, negative=0, click_weight=2.5))
@@ -234,18 +234,6 @@ def test_the_loss_around_clicks_is_added_while_training_alone(
         assert seen[-1][0] is None
         assert trainer.loss.weight == 2.5
         trainer._hook.remove()
-
-
-def test_the_weight_of_clicks_falls_linearly_to_nothing(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
-    qa_yaml(quick(click_weight=2.5))
-    trainer = made(planned["2d"])
-    trainer.initialize()
-    trainer.num_epochs = 5
-    weights = []
-    for trainer.current_epoch in range(5):  # as nnU-Net counts them
-        trainer.on_train_epoch_start()
-        weights.append(trainer.loss.weight)
-    assert weights == pytest.approx([2.5, 2.0, 1.5, 1.0, 0.5])
 
 
 def test_learns_to_obey_clicks(planned: dict[str, str], qa_yaml: Any, results: Path) -> None:
