@@ -34,7 +34,7 @@ class InteractionConfig(Section):
     """How many times at most, log-uniform."""
     least_error: int = Field(5, ge=0)
     """Errors of fewer voxels get no click."""
-    click_weight: float = Field(1.0, ge=0)
+    click_weight: float = Field(0.3, ge=0)
     """Weight of the soft Dice loss of each clicked patch by itself, beside nnU-Net's loss."""
     sigma: float = Field(2.0, gt=0)
     """Standard deviation of the Gaussian at a click, in voxels along the axis of the smallest ones."""
