@@ -42,11 +42,12 @@ class ClickLoss(nn.Module):
         finest = output[0] if isinstance(output, (list, tuple)) else output
         truth = (target[0] if isinstance(target, (list, tuple)) else target)[:, 0]
         clicked = self.maps.flatten(1).any(dim=1)
+        finest, truth = finest[clicked].float(), truth[clicked]
         labels = torch.arange(1, finest.shape[1], device=truth.device).view(-1, *[1] * (truth.ndim - 1))
         wanted = (truth[:, None] == labels).flatten(2).float()
         known = (truth < finest.shape[1]).flatten(1)[:, None]
-        found = finest.float().softmax(dim=1)[:, 1:].flatten(2) * known
+        found = finest.softmax(dim=1)[:, 1:].flatten(2) * known
         size = wanted.sum(2)
         dice = (2 * (found * wanted).sum(2) + 1) / (found.sum(2) + size + 1)
-        held = (size > 0) & clicked[:, None]
+        held = size > 0
         return loss + self.weight * ((1 - dice) * held).sum() / held.sum().clamp(min=1)

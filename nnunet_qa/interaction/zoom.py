@@ -1,4 +1,4 @@
-"""Enlarged and shrunk patches, without which a network learns how large the object around a click was in training."""
+"""Enlarged and shrunk patches, so that a click does not come to stand for an object of one size."""
 
 from __future__ import annotations
 
@@ -44,17 +44,14 @@ def zoomed(
     theta = torch.zeros(len(changed), axes, axes + 1)
     for axis in range(axes):
         theta[:, axis, axis] = torch.from_numpy(1 / factors[changed])
-    grid = affine_grid(theta, list(images[changed].shape), align_corners=False).to(images)
+    grid = affine_grid(theta, [len(changed), *images.shape[1:]], align_corners=False).to(images)
     images = images.clone()
     images[changed] = grid_sample(images[changed], grid, padding_mode="border", align_corners=False)
     labels = grid_sample(targets[0][changed].to(grid), grid, mode="nearest", padding_mode="border", align_corners=False)
     shown = []
     for target in targets:
-        # as nnU-Net makes the targets of lower scales
-        scaled = (
-            labels if target.shape == targets[0].shape else interpolate(labels, target.shape[2:], mode="nearest-exact")
-        )
         target = target.clone()
-        target[changed] = scaled.to(target.dtype)
+        # as nnU-Net makes the targets of lower scales; at the finest it changes nothing
+        target[changed] = interpolate(labels, target.shape[2:], mode="nearest-exact").to(target.dtype)
         shown.append(target)
     return images, shown
