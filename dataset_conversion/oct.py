@@ -87,10 +87,9 @@ class Framing:
         reached = slice(rows.start * target // whole, -(-rows.stop * target // whole))
         by_row, by_column = (_averaging(*pair) for pair in zip(cropped.shape, self.size, strict=True))
         by_row = by_row[reached, rows]
-        counts = np.bincount(cropped[rows].ravel())
-        counts[0] = 0
-        fluids = np.flatnonzero(counts)
-        shares = np.stack([_along_both(by_row, by_column, cropped[rows] == fluid) for fluid in fluids])
+        part = cropped[rows]
+        fluids = np.array([value for value in range(1, int(part.max()) + 1) if (part == value).any()])
+        shares = np.stack([_along_both(by_row, by_column, part == fluid) for fluid in fluids])
         enough = shares.sum(axis=0) >= 0.5 - 1e-5  # rounding must not decide about an exact half
         small[reached] = np.where(enough, fluids[shares.argmax(axis=0)], 0)
         return small

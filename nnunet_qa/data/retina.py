@@ -140,9 +140,10 @@ def find_retina(
 
 
 def _smoothed(image: np.ndarray, padding: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Gaussian mean of the pixels that are no padding, where there are any, and how many pixels apart its samples are.
+    """Gaussian mean of the pixels that are no padding, where there are any, and how many rows apart its samples are.
 
-    The samples are means of squares of pixels, which smooth a little by themselves.
+    Along the columns it is twice as wide, and its samples twice as far apart. They are means of blocks of pixels, which
+    smooth a little by themselves.
     """
     lowest = float(image.min())
     if lowest == float(image.max()):
@@ -150,56 +151,56 @@ def _smoothed(image: np.ndarray, padding: np.ndarray | None) -> tuple[np.ndarray
     sigma = max(1.0, image.shape[0] * SMOOTHING)
     if padding is None:
         padding = padding_mask(image.astype(np.float32) - np.float32(lowest) if lowest else image)
-    step = int(sigma)
-    rest = float(np.sqrt(sigma**2 - (step**2 - 1) / 12)) / step
-    used = _inner(image.shape)
+    block = (int(sigma), 2 * int(sigma))
+    rest = tuple(math.sqrt((wide * sigma) ** 2 - (step**2 - 1) / 12) / step for wide, step in enumerate(block, 1))
+    values = _without_sides(image.astype(image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32))
     if padding.any():
-        used[padding] = False
-        part, weight = _parts(used, step, rest)
+        values[padding] = 0
+        part, weight = _parts(_without_sides(~padding), block, rest)
     else:
-        part, weight = _inner_parts(image.shape, step, rest)
-    values = np.zeros(image.shape, image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32)
-    np.copyto(values, image, where=used, casting="same_kind")
-    mean = _squares(values, step) - np.float32(lowest) * part
-    total = ndimage.gaussian_filter(mean, (rest, 2 * rest), mode="nearest")
+        part, weight = _inner_parts(image.shape, block, rest)
+    mean = _blocks(values, block) - np.float32(lowest) * part
+    total = ndimage.gaussian_filter(mean, rest, mode="nearest")
     seen = weight > 0.1
-    return np.divide(total, weight, out=np.zeros_like(total), where=seen), seen & (part >= 0.5), step
+    return np.divide(total, weight, out=np.zeros_like(total), where=seen), seen & (part >= 0.5), block[0]
 
 
-def _inner(shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels away from the sides: thin ends of white corners and lines along the sides are left out, too."""
-    inner = np.zeros(shape, dtype=bool)
-    inner[_EDGE:-_EDGE, _EDGE:-_EDGE] = True
-    return inner
+def _without_sides(pixels: np.ndarray) -> np.ndarray:
+    """The array itself, 0 near the sides: thin ends of white corners and lines along the sides are left out, too."""
+    for near in (slice(None, _EDGE), slice(-_EDGE, None)):
+        pixels[near] = pixels[:, near] = 0
+    return pixels
 
 
-def _parts(used: np.ndarray, step: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Part of each square of pixels that is used, and the same smoothed."""
-    part = _squares(used.astype(np.uint8), step)
-    return part, ndimage.gaussian_filter(part, (sigma, 2 * sigma), mode="nearest")
+def _parts(used: np.ndarray, block: tuple[int, int], sigma: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Part of each block of pixels that is used, and the same smoothed."""
+    part = _blocks(used.astype(np.uint8), block)
+    return part, ndimage.gaussian_filter(part, sigma, mode="nearest")
 
 
 @lru_cache(maxsize=8)
-def _inner_parts(shape: tuple[int, ...], step: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+def _inner_parts(
+    shape: tuple[int, ...], block: tuple[int, int], sigma: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """`_parts` of a B-scan without padding; all B-scans of a scan have one size."""
-    return _parts(_inner(shape), step, sigma)
+    return _parts(_without_sides(np.ones(shape, dtype=bool)), block, sigma)
 
 
-def _squares(values: np.ndarray, step: int) -> np.ndarray:
-    """Means of squares of `step` pixels, float32; beyond the last row and column are zeros.
+def _blocks(values: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Means of blocks of so many rows and columns, float32; beyond the last row and column are zeros.
 
     Pixels of up to 16 bits are added up as whole numbers.
     """
-    rows, columns = (-size % step for size in values.shape)
-    padded = np.pad(values, ((0, rows), (0, columns))) if rows or columns else values
+    spare = [-size % step for size, step in zip(values.shape, block, strict=True)]
+    padded = np.pad(values, [(0, count) for count in spare]) if any(spare) else values
     kind = np.float32 if np.issubdtype(values.dtype, np.floating) else np.uint32
-    by_row = padded[::step].astype(kind)
-    for first in range(1, step):
-        np.add(by_row, padded[first::step], out=by_row)
-    total = by_row[:, ::step].astype(kind)
-    for first in range(1, step):
-        np.add(total, by_row[:, first::step], out=total)
-    return np.asarray(total.astype(np.float32) / np.float32(step**2))
+    by_row = padded[:: block[0]].astype(kind)
+    for first in range(1, block[0]):
+        np.add(by_row, padded[first :: block[0]], out=by_row)
+    total = by_row[:, :: block[1]].astype(kind)
+    for first in range(1, block[1]):
+        np.add(total, by_row[:, first :: block[1]], out=total)
+    return np.asarray(total.astype(np.float32) / np.float32(math.prod(block)))
 
 
 def _extent(smooth: np.ndarray, valid: np.ndarray, step: int) -> tuple[int, int]:

@@ -172,7 +172,7 @@ def test_wrong_arguments() -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(496, 768), (498, 770)])
 def test_the_band_is_that_of_every_pixel_smoothed(rows: int, columns: int) -> None:
-    """Sampled at every fourth pixel, the band ends within two rows of where all pixels put it."""
+    """Sampled at every fourth row and eighth column, the band ends within two rows of where all pixels put it."""
     rng = np.random.default_rng(3)
     image = draw_bscan(rng, look=SubjectLook.draw(rng, severity=1.0), rows=rows, columns=columns, padding=False).image
     smooth = ndimage.gaussian_filter(image.astype(float), (rows / 124, rows / 62), mode="nearest")[3:-3, 3:-3]
