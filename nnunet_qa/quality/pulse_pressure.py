@@ -37,6 +37,6 @@ def with_pressures(
     if known is not None and last is not None and not found:
         named = ", ".join(f'"{name}"' for name in sorted(known)[:3]) or "nobody"
         raise CurveError(
-            f'the pulse pressures are of {named}, none of any series here, such as "{last.acquisition_id}" of the '
-            f'subject "{last.subject_id}"; name them alike'
+            f"--pulse-pressure: the file is of {named}, none of any series here, such as "
+            f'"{last.acquisition_id}" of the subject "{last.subject_id}"; name them alike'
         )

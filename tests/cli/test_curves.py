@@ -125,7 +125,8 @@ def test_series_without_a_pulse_pressure_are_counted(tmp_path: Path) -> None:
     result = run_command(curves, *given, "-o", tmp_path / "none")
     assert isinstance(result.exception, CurveError)
     assert str(result.exception) == (
-        'the pulse pressures are of "0001", none of any series here, such as "S3" of the subject "S3"; name them alike'
+        '--pulse-pressure: the file is of "0001", none of any series here, such as "S3" of the subject "S3"; name them '
+        "alike"
     )
     assert list((tmp_path / "none").iterdir()) == []
 
