@@ -30,5 +30,5 @@ def test_none_is_looked_for_where_none_is_asked_for() -> None:
 @pytest.mark.parametrize(("known", "named"), [({"S9": 1.0, "S8": 1.0}, '"S8", "S9"'), ({}, "nobody")])
 def test_pressures_of_others_are_refused(known: dict[str, float], named: str) -> None:
     assert list(with_pressures([], known)) == []
-    with pytest.raises(CurveError, match=f'are of {named}, none of any series here, such as "c" of the subject "S2"'):
+    with pytest.raises(CurveError, match=f'is of {named}, none of any series here, such as "c" of the subject "S2"'):
         list(with_pressures(SOME, known))
